@@ -1,0 +1,88 @@
+"""Fixtures that backend tests share: small synthetic volumes on awkward lattices, made on the spot."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+if str(REPOSITORY) not in sys.path:
+    sys.path.insert(0, str(REPOSITORY))
+
+# The same examples on every run, and no example database left in the source tree.
+settings.register_profile("backend", database=None, derandomize=True, deadline=None)
+settings.load_profile("backend")
+
+
+def _rotation(degrees: tuple[float, float, float]) -> np.ndarray:
+    """Return a rotation (3, 3) by three angles about x, y and z in turn."""
+    result = np.eye(3)
+    for axis, angle in enumerate(np.radians(degrees)):
+        turn = np.eye(3)
+        first, second = [other for other in range(3) if other != axis]
+        turn[first, first] = turn[second, second] = np.cos(angle)
+        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+        result = turn @ result
+    return result
+
+
+def _affine(
+    voxel_mm: tuple[float, float, float],
+    degrees: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    flip: tuple[int, int, int] = (1, 1, 1),
+    origin: tuple[float, float, float] = (-40.0, -60.0, -30.0),
+) -> np.ndarray:
+    """Return an affine (4, 4) to RAS mm from edge lengths, angles, axis signs and the first voxel's place."""
+    result = np.eye(4)
+    result[:3, :3] = _rotation(degrees) * np.array(voxel_mm) * np.array(flip)
+    result[:3, 3] = origin
+    return result
+
+
+LATTICES = {
+    "plain": _affine((2.0, 2.0, 2.0)),
+    "left-handed": _affine((2.0, 2.0, 2.0), flip=(-1, 1, 1)),
+    "anisotropic": _affine((2.0, 2.5, 5.0), flip=(-1, -1, 1)),
+    "oblique": _affine((2.0, 2.25, 3.0), degrees=(12.0, -20.0, 7.0)),
+    "oblique-left-handed": _affine((2.5, 2.0, 3.5), degrees=(-8.0, 15.0, 31.0), flip=(1, -1, 1)),
+    "sagittal": _affine((2.0, 2.0, 3.0))[:, [1, 2, 0, 3]],
+}
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture
+def make_affine() -> Callable[..., np.ndarray]:
+    """Builds an affine from ``voxel_mm``, and optionally ``degrees``, ``flip`` and ``origin``."""
+    return _affine
+
+
+@pytest.fixture(params=sorted(LATTICES))
+def affine(request: pytest.FixtureRequest) -> np.ndarray:
+    """Each of the awkward affines in turn."""
+    return LATTICES[request.param].copy()
+
+
+@pytest.fixture
+def oblique() -> np.ndarray:
+    """One affine that is oblique, left-handed and anisotropic at once."""
+    return LATTICES["oblique-left-handed"].copy()
+
+
+@pytest.fixture
+def volume() -> np.ndarray:
+    """An asymmetric blob in noise, shape (50, 52, 40), float32: large enough in mm to pass for a head."""
+    shape = (50, 52, 40)
+    i, j, k = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
+    blob = np.exp(-3 * ((i + 0.2) ** 2 + 1.3 * (j - 0.1) ** 2 + 0.8 * k**2)) * (1 + 0.3 * i + 0.2 * j * k)
+    noise = np.random.default_rng(7).normal(0, 0.01, shape)
+    return np.asarray(100 * (blob + noise), dtype=np.float32)

@@ -1,0 +1,1 @@
+# Packaging is not part of what is tried with the stand-in.

@@ -1,0 +1,99 @@
+"""The real worker with a detector that computes nothing: the map is the scan itself. For the worker tests only.
+
+The device of a request says how it behaves: ``cpu`` is quick, ``slow`` takes 20 seconds in small steps, ``deaf`` takes 60 in
+one step with a child process of its own, ``crash`` kills the process, ``refuse`` refuses.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from UADBenchLib.errors import InputError
+from UADBenchLib.inference import worker
+from UADBenchLib.scan import Check
+
+NAME = "UADBenchLib.inference.detector"
+
+
+@dataclass
+class Finding:
+    """The one finding: the highest voxel."""
+
+    values: dict[str, Any]
+
+    def row(self) -> dict[str, Any]:
+        return self.values
+
+
+@dataclass
+class Detection:
+    """What ``worker`` needs of a detection."""
+
+    model: str
+    map: np.ndarray
+    affine: np.ndarray
+    threshold: float
+    operating_point: str
+    brain_mask: np.ndarray
+    origin: str = "20 healthy scans"
+    checks: list[Check] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mask(self) -> np.ndarray:
+        return (self.map >= self.threshold).astype(np.uint8)
+
+    @property
+    def findings(self) -> list[Finding]:
+        index = np.unravel_index(np.argmax(self.map), self.map.shape)
+        if self.map[index] < self.threshold:
+            return []
+        place = self.affine @ np.array([*index, 1.0])
+        row = {"index": 1, "volume_ml": float(self.mask.sum()), "peak_z": float(self.map[index]), "mean_z": 4.0}
+        row |= {f"{what}_{axis}": float(place[k]) for what in ("centroid", "peak") for k, axis in enumerate("ras")}
+        return [Finding(row | {"region": "", "status": "", "overlap": None})]
+
+    def summary(self, stem: str) -> dict[str, Any]:
+        return {"stem": stem, "model": self.model, "device": self.provenance["device"]}
+
+
+def detect(scan, models, *, brain_mask, reference, operating_point, device, minimum_ml, progress) -> list[Detection]:
+    """Stand in for ``detector.detect``."""
+    print("a library that prints to stdout", flush=True)
+    if device == "crash":
+        os._exit(3)
+    if device == "refuse":
+        raise InputError("NOT_A_HEAD", "there is no head in this scan", "choose a scan of a whole head")
+    if device == "deaf":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        Path(os.environ["UADBENCH_TEST_PID"]).write_text(str(child.pid))
+        time.sleep(60)
+    steps, pause = (400, 0.05) if device == "slow" else (10, 0.01)
+    for step in range(steps):
+        progress("scoring", step / steps)
+        time.sleep(pause)
+    checks = [Check("warning", "THICK_SLICES", "slices are 6 mm thick", "small findings may be missed")]
+    brain = np.ones(scan.shape, dtype=np.uint8) if brain_mask is None else brain_mask
+    point, facts = operating_point, {"device": device}
+    return [Detection(m, scan.voxels, scan.affine, 3.0, point, brain, checks=checks, provenance=facts) for m in models]
+
+
+def rethreshold(detection: Detection, threshold: float, minimum_ml: float) -> Detection:
+    """Stand in for ``detector.rethreshold``."""
+    values = vars(detection) | {"threshold": threshold, "operating_point": "user"}
+    return Detection(**values)
+
+
+if __name__ == "__main__":
+    module = types.ModuleType(NAME)
+    module.detect, module.rethreshold = detect, rethreshold
+    sys.modules[NAME] = module
+    sys.exit(worker.main())

@@ -1,0 +1,1 @@
+"""Trained models on disk: where they lie (``catalogue``, standard library only) and what is in one (``bundle``)."""

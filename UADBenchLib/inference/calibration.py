@@ -1,0 +1,333 @@
+"""From raw scores to z: what is abnormal here, measured against healthy scans that the model has not seen.
+
+Three steps, each measured on healthy validation scans and stored in the bundle. The map of a scan is rescaled so that its typical (median) score is that
+of healthy validation scans, which takes out most of what a scanner does to a whole map. It is then compared with the mean and spread of the score
+at the same place of healthy brains, smoothed over ``SMOOTHING_MM`` and with a floor under the spread, since a few dozen scans do not support a voxelwise
+estimate. Last, thresholds are read off the healthy z scores, each site weighing the same. For the thresholds the z of every scan is computed against a
+reference made without that scan's fold, so that they do not profit from having been calibrated on themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from UADBenchLib.bundles.bundle import Bundle, Calibration, OperatingPoint, load_bundle, save_bundle
+from UADBenchLib.cohort import CohortScan, read_cohort, select
+from UADBenchLib.errors import InputError
+from UADBenchLib.evaluation.metrics import Histogram, mean_dice_curve
+from UADBenchLib.geometry import resample
+from UADBenchLib.inference.device import choose_device
+from UADBenchLib.inference.scoring import score_volume
+from UADBenchLib.preprocessing.recipe import Recipe, prepare
+from UADBenchLib.reading import read_mask, read_scan
+from UADBenchLib.scan import Progress
+from UADBenchLib.training.slices import StoredScan, build_store, default_store
+
+VERSION = 1
+SMOOTHING_MM = 6.0
+COARSE_MM = 4.0
+FLOOR_QUANTILE = 0.5
+RATES = {"fpr-1pct": 0.01, "fpr-0.1pct": 0.001}
+FOLDS = 5
+RESAMPLES = 200
+FEWEST_SCANS = 5
+
+
+@dataclass
+class RawMap:
+    """Raw map of one healthy validation scan, the mask of what was scored, and who it is."""
+
+    scores: np.ndarray
+    scored: np.ndarray
+    subject: str
+    site: str
+
+
+@dataclass
+class HealthyReference:
+    """Mean and spread of the rescaled score of healthy scans, on the model grid; ``level`` is their typical median score."""
+
+    mean: np.ndarray
+    spread: np.ndarray
+    level: float
+
+    def z(self, scores: np.ndarray, scored: np.ndarray) -> np.ndarray:
+        """Calibrated map (X, Y, Z) float32 of a raw one, in [0, 1000]; zero outside ``scored``.
+
+        Scores below the healthy mean become 0: less error than usual is not abnormal.
+        """
+        if not scored.any():
+            return np.zeros_like(scores)
+        z = (scores * (self.level / scan_level(scores, scored)) - self.mean) / self.spread
+        return np.where(scored, np.clip(z, 0, 1000), 0).astype(np.float32)
+
+
+def scan_level(scores: np.ndarray, scored: np.ndarray) -> float:
+    """The typical score of a scan: the median over what was scored, which a lesion of less than half the brain hardly moves."""
+    return max(float(np.median(scores[scored])), 1e-6)
+
+
+def fit_reference(maps: Sequence[RawMap], voxel_mm: float) -> HealthyReference:
+    """Measure the healthy reference from raw maps; sites weigh the same, scans of a site share its weight."""
+    from scipy.ndimage import gaussian_filter
+
+    sigma = SMOOTHING_MM / voxel_mm
+    level = float(np.exp(np.mean([np.log(scan_level(m.scores, m.scored)) for m in maps])))
+    weights = site_weights([m.site for m in maps])
+    rescaled = [m.scores * (level / scan_level(m.scores, m.scored)) for m in maps]
+    density = sum(w * gaussian_filter(m.scored.astype(np.float32), sigma) for w, m in zip(weights, maps, strict=True))
+    supported = density > 0.05
+    safe = np.maximum(density, 1e-4)
+    mean = sum(w * gaussian_filter(x * m.scored, sigma) for w, x, m in zip(weights, rescaled, maps, strict=True)) / safe
+    variance = (
+        sum(
+            w * gaussian_filter(m.scored * (x - mean) ** 2, sigma)
+            for w, x, m in zip(weights, rescaled, maps, strict=True)
+        )
+        / safe
+    )
+    spread = np.sqrt(np.maximum(variance, 0))
+    floor = float(np.quantile(spread[supported], FLOOR_QUANTILE))
+    # Where no healthy scan was scored the reference knows nothing: typical mean, and the floor.
+    mean = np.where(supported, mean, float(mean[supported].mean()))
+    spread = np.where(supported, np.maximum(spread, floor), floor)
+    return HealthyReference(mean.astype(np.float32), spread.astype(np.float32), level)
+
+
+def site_weights(sites: Sequence[str]) -> np.ndarray:
+    """Weights (N,) that sum to 1, every site getting the same share."""
+    counts = Counter(sites)
+    weights = np.array([1.0 / counts[site] for site in sites])
+    return weights / weights.sum()
+
+
+def _coarse_grid(recipe: Recipe) -> tuple[tuple[int, int, int], np.ndarray]:
+    factor = COARSE_MM / recipe.voxel_mm
+    shape = tuple(int(np.ceil(n / factor)) for n in recipe.shape)
+    affine = recipe.affine.copy()
+    affine[:3, :3] *= factor
+    affine[:3, 3] += recipe.voxel_mm * (factor - 1) / 2
+    return shape, affine
+
+
+def pack_reference(reference: HealthyReference, recipe: Recipe) -> dict[str, np.ndarray]:
+    """The reference on the coarse grid that bundles carry; it is smooth, so that little is lost."""
+    shape, affine = _coarse_grid(recipe)
+    return {
+        name: resample(getattr(reference, name), recipe.affine, shape, affine, order=1) for name in ("mean", "spread")
+    }
+
+
+def unpack_reference(bundle: Bundle) -> HealthyReference:
+    """The healthy reference of a calibrated bundle on the model grid.
+
+    Raises
+    ------
+    InputError
+        ``NOT_CALIBRATED``.
+    """
+    if bundle.reference is None or bundle.metadata.calibration is None:
+        raise InputError(
+            "NOT_CALIBRATED", f"{bundle.metadata.id} has no healthy reference", "run `uadbench calibrate` on it"
+        )
+    recipe = bundle.recipe
+    _, affine = _coarse_grid(recipe)
+    fine = {}
+    for name in ("mean", "spread"):
+        # One more cell on every side: the outermost fine voxels lie beyond the outermost coarse centres.
+        coarse = np.pad(bundle.reference[name].astype(np.float32), 1, mode="edge")
+        shifted = affine.copy()
+        shifted[:3, 3] -= affine[:3, :3].sum(axis=1)
+        fine[name] = resample(coarse, shifted, recipe.shape, recipe.affine, order=1)
+    floor = bundle.metadata.calibration.floor
+    return HealthyReference(fine["mean"], np.maximum(fine["spread"], floor), bundle.metadata.calibration.level)
+
+
+def calibrate(
+    bundle: str | Path,
+    healthy: str | Path,
+    lesions: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    device: str = "auto",
+    store: str | Path | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure the healthy reference and the operating points of a bundle and write them into it.
+
+    Parameters
+    ----------
+    bundle : path
+        Folder of the bundle.
+    healthy : path
+        Cohort table; rows with label ``healthy`` of split ``validation`` (or of no split) and the bundle's contrast are used.
+    lesions : path, optional
+        Cohort table of validation scans with references; adds the operating point ``opt-dice``.
+
+    Returns
+    -------
+    dict
+        id, path, scans and subjects used, operating points.
+
+    Raises
+    ------
+    InputError
+        ``COHORT_TOO_SMALL``; ``SUBJECTS_SHARED`` when a validation subject was trained on.
+    """
+    trained = load_bundle(bundle)
+    metadata, recipe = trained.metadata, trained.recipe
+    rows = select(read_cohort(healthy, data), split="validation", label="healthy", contrast=metadata.contrast)
+    if len({row.subject for row in rows}) < FEWEST_SCANS:
+        raise InputError(
+            "COHORT_TOO_SMALL",
+            f"{len(rows)} healthy {metadata.contrast} validation scans; at least {FEWEST_SCANS} subjects are needed",
+            "add scans, or check the columns label, split and contrast",
+        )
+    _refuse_shared(rows, metadata.trained_on["subjects"])
+    stored, failed = build_store(rows, Path(store) if store else default_store(), recipe, workers=workers)
+    target = choose_device(device)
+    method = trained.method.to(target)
+    started = time.perf_counter()
+    maps = [_raw_map(method, scan, recipe, target, progress, n, len(stored)) for n, scan in enumerate(stored)]
+    seconds = (time.perf_counter() - started) / max(1, len(maps))
+    reference = fit_reference(maps, recipe.voxel_mm)
+    points = _operating_points(_held_out_histograms(maps, recipe), maps, Path(healthy).name)
+    trained.reference = pack_reference(reference, recipe)
+    trained.metadata = metadata.model_copy(
+        update={
+            "calibration": _record(reference, maps),
+            "operating_points": points,
+            "seconds_per_scan": round(seconds, 2),
+        }
+    )
+    if lesions is not None:
+        point = _best_dice_point(trained, lesions, data, target)
+        trained.metadata = trained.metadata.model_copy(update={"operating_points": {**points, "opt-dice": point}})
+    trained.method = method.cpu()
+    saved = save_bundle(trained, bundle)
+    return {
+        "id": saved.metadata.id,
+        "path": str(bundle),
+        "scans": len(maps),
+        "left_out": [f"{row.scan.name}: {error}" for row, error in failed],
+        "sites": saved.metadata.calibration.sites,
+        "operating_points": {name: p.model_dump(mode="json") for name, p in saved.metadata.operating_points.items()},
+    }
+
+
+def _refuse_shared(rows: Sequence[CohortScan], known: Sequence[str]) -> None:
+    shared = sorted({row.subject for row in rows} & set(known))
+    if shared:
+        raise InputError(
+            "SUBJECTS_SHARED",
+            f"{len(shared)} validation subjects were trained on ({shared[0]}, ...)",
+            "split by subject and leave training subjects out of validation",
+        )
+
+
+def _raw_map(method, scan: StoredScan, recipe: Recipe, device, progress, number: int, count: int) -> RawMap:
+    voxels, mask = scan.volume()
+    scores, scored = score_volume(method, voxels, mask, recipe.voxel_mm, device=device)
+    if progress is not None:
+        progress("scoring healthy scans", (number + 1) / count)
+    return RawMap(scores, scored, scan.row.subject, scan.row.site or "unknown")
+
+
+def _record(reference: HealthyReference, maps: Sequence[RawMap]) -> Calibration:
+    sites = sorted({m.site for m in maps})
+    return Calibration(
+        version=VERSION,
+        voxel_mm=COARSE_MM,
+        smoothing_mm=SMOOTHING_MM,
+        rescaled=True,
+        level=reference.level,
+        floor=float(reference.spread.min()),
+        subjects=tuple(sorted({m.subject for m in maps})),
+        sites={site: sum(m.site == site for m in maps) for site in sites},
+    )
+
+
+def _held_out_histograms(maps: Sequence[RawMap], recipe: Recipe) -> list[Histogram]:
+    """One histogram of z a scan, each against the reference of the other folds; folds are by subject."""
+    folds = [int(hashlib.sha256(m.subject.encode()).hexdigest(), 16) % FOLDS for m in maps]
+    histograms: dict[int, Histogram] = {}
+    for fold in sorted(set(folds)):
+        others = [m for m, f in zip(maps, folds, strict=True) if f != fold]
+        reference = fit_reference(others or maps, recipe.voxel_mm)
+        for number, m in enumerate(maps):
+            if folds[number] == fold:
+                histograms[number] = Histogram().add(reference.z(m.scores, m.scored), None, m.scored)
+    return [histograms[number] for number in range(len(maps))]
+
+
+def _operating_points(histograms: list[Histogram], maps: Sequence[RawMap], cohort: str) -> dict[str, OperatingPoint]:
+    """Thresholds at fixed healthy false-positive rates, with intervals from resampling the scans of each site."""
+    curves = np.array([_false_positive_curve(h) for h in histograms])
+    sites = np.array([m.site for m in maps])
+    edges = histograms[0].edges
+    rng = np.random.default_rng(0)
+    counts = ", ".join(f"{site}: {int((sites == site).sum())}" for site in sorted(set(sites)))
+    points = {}
+    for name, rate in RATES.items():
+        chosen, reached = _threshold(curves, sites, edges, rate, np.arange(len(sites)))
+        draws = []
+        for _ in range(RESAMPLES):
+            picked = np.concatenate([rng.choice(np.flatnonzero(sites == s), (sites == s).sum()) for s in sorted(set(sites))])
+            draws.append(_threshold(curves, sites, edges, rate, picked)[0])
+        low, high = np.quantile(draws, (0.025, 0.975))
+        points[name] = OperatingPoint(
+            threshold=chosen,
+            healthy_fpr=reached,
+            ci=(float(low), float(high)),
+            origin=f"healthy validation scans of {cohort} ({counts}), sites weigh the same, held-out folds",
+        )
+    return points
+
+
+def _false_positive_curve(histogram: Histogram) -> np.ndarray:
+    counts = histogram.negatives
+    return counts[::-1].cumsum()[::-1][1:] / max(1, int(counts.sum()))
+
+
+def _threshold(curves, sites, edges, rate: float, rows: np.ndarray) -> tuple[float, float]:
+    weights = site_weights(sites[rows].tolist())
+    curve = weights @ curves[rows]
+    first = int(np.argmax(curve <= rate))
+    if curve[first] > rate:
+        raise InputError("SCORES_OUT_OF_RANGE", "healthy z scores exceed the histogram", "check the validation scans")
+    return float(edges[first]), float(curve[first])
+
+
+def _best_dice_point(bundle: Bundle, lesions: str | Path, data: str | Path | None, device) -> OperatingPoint:
+    rows = select(read_cohort(lesions, data), split="validation", label="lesion", contrast=bundle.metadata.contrast)
+    _refuse_shared(rows, bundle.metadata.trained_on["subjects"])
+    reference = unpack_reference(bundle)
+    histograms = []
+    for row in rows:
+        if row.reference is None:
+            continue
+        scan = read_scan(row.scan, row.contrast)
+        mask = None if row.brain_mask is None else read_mask(row.brain_mask, scan, "brain mask")
+        prepared = prepare(scan, bundle.recipe, brain_mask=mask)
+        truth = prepared.to_model(read_mask(row.reference, scan, "reference").astype(np.float32), scan) > 0.5
+        scores, scored = score_volume(bundle.method, prepared.voxels, prepared.mask, bundle.recipe.voxel_mm, device=device)
+        histograms.append(Histogram().add(reference.z(scores, scored), truth, prepared.mask))
+    if not histograms:
+        raise InputError("COHORT_EMPTY", "no validation scan with a reference", "check label, split and reference")
+    edges, curve, count = mean_dice_curve(histograms)
+    best = int(np.nanargmax(curve))
+    return OperatingPoint(
+        threshold=float(edges[best]),
+        healthy_fpr=healthy.healthy_fpr if edges[best] == healthy.threshold else 0.0,
+        ci=(float(edges[best]), float(edges[best])),
+        origin=f"best mean Dice {curve[best]:.3f} over {count} validation scans with references of {Path(lesions).name}",
+    )

@@ -1,0 +1,363 @@
+"""One scan, one or more models: prepare, score, calibrate, threshold, find. The only way to a detection, for the command line and Slicer alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from UADBenchLib import __version__
+from UADBenchLib.bundles.bundle import Bundle, load_bundle, load_metadata
+from UADBenchLib.bundles.catalogue import default_model, find_model
+from UADBenchLib.errors import InputError
+from UADBenchLib.evaluation.compare import compare
+from UADBenchLib.inference.calibration import HealthyReference, unpack_reference
+from UADBenchLib.inference.device import choose_device
+from UADBenchLib.inference.findings import Finding, find
+from UADBenchLib.inference.scoring import score_volume
+from UADBenchLib.preprocessing.recipe import Prepared, Recipe, prepare
+from UADBenchLib.scan import Check, Progress, Scan
+
+CONSENSUS = "consensus"
+MINIMUM_ML = 0.1
+PREPARATION_SHARE = 0.4
+"""Part of the progress bar that preparation takes; about its part of the time with one small model on a processor."""
+
+
+@dataclass
+class Detection:
+    """What one model found in one scan. All arrays lie on the scan's own grid, shape (I, J, K).
+
+    Attributes
+    ----------
+    model : str
+        Id of the bundle, or ``"consensus"``.
+    map : numpy.ndarray
+        float32, calibrated z, at least 0; zero outside the brain and on its rim.
+    raw : numpy.ndarray
+        float32, the method's own score before calibration.
+    mask : numpy.ndarray
+        uint8: where the map exceeds ``threshold``, in findings of at least ``minimum_ml``.
+    brain_mask : numpy.ndarray
+        uint8.
+    affine : numpy.ndarray
+        Voxel index to RAS mm.
+    threshold : float
+        In units of the map.
+    operating_point, origin : str
+        Name of the threshold, and where it came from.
+    findings : list of Finding
+        Highest peak first.
+    metrics : dict or None
+        With a reference: see ``evaluation.compare``.
+    seconds : dict
+        Wall time of every stage.
+    checks : list of Check
+        What was noticed about the scan and on the way.
+    provenance : dict
+        JSON-serialisable: model, hashes, versions, device, preparation steps.
+    reconstruction : numpy.ndarray or None
+        float32 pseudo-healthy scan in prepared intensity, from methods that have one.
+    reference : numpy.ndarray or None
+        The boolean reference that the metrics were computed against.
+    region_of : callable or None
+        Names the place of a point (RAS mm of the scan).
+    """
+
+    model: str
+    map: np.ndarray
+    raw: np.ndarray
+    mask: np.ndarray
+    brain_mask: np.ndarray
+    affine: np.ndarray
+    threshold: float
+    operating_point: str
+    origin: str
+    findings: list[Finding]
+    metrics: dict[str, Any] | None
+    seconds: dict[str, float]
+    checks: list[Check]
+    provenance: dict[str, Any]
+    minimum_ml: float = MINIMUM_ML
+    reconstruction: np.ndarray | None = None
+    reference: np.ndarray | None = field(default=None, repr=False)
+    region_of: Callable[[tuple[float, float, float]], str] | None = field(default=None, repr=False)
+
+    def summary(self, stem: str) -> dict[str, Any]:
+        """The JSON document that is written beside a map."""
+        inside = self.map[self.brain_mask > 0]
+        return {
+            "scan": stem,
+            "model": self.model,
+            "threshold": self.threshold,
+            "operating_point": self.operating_point,
+            "threshold_origin": self.origin,
+            "minimum_ml": self.minimum_ml,
+            "findings": len(self.findings),
+            "findings_ml": round(sum(finding.volume_ml for finding in self.findings), 3),
+            "highest_z": round(float(inside.max()), 3) if inside.size else None,
+            "metrics": self.metrics,
+            "checks": [asdict(check) for check in self.checks],
+            "seconds": self.seconds,
+            "provenance": self.provenance,
+            "note": "Research software; not a medical device.",
+        }
+
+
+def detect(
+    scan: Scan,
+    models: Sequence[str] = (),
+    *,
+    brain_mask: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
+    operating_point: str = "fpr-1pct",
+    device: str = "auto",
+    minimum_ml: float = MINIMUM_ML,
+    progress: Progress | None = None,
+) -> list[Detection]:
+    """Detect anomalies in a scan.
+
+    Parameters
+    ----------
+    scan : Scan
+        Not changed.
+    models : sequence of str
+        Ids of bundles; none takes the default model of the scan's contrast. Several also give their consensus, the mean of their maps.
+    brain_mask, reference : numpy.ndarray, optional
+        Boolean, on the scan's grid.
+    operating_point : str
+        Name of a threshold that the bundles carry.
+    device : str
+        See ``inference.device.choose_device``.
+    minimum_ml : float
+        Least volume of a finding.
+    progress : callable, optional
+        Called with (stage, fraction of all); what it raises (``CancelledError``) ends the work.
+
+    Raises
+    ------
+    InputError
+        For an unknown model, operating point or device, a model of another contrast, an uncalibrated or damaged bundle, and whatever
+        preparation refuses.
+    """
+    contrast = scan.contrast or "T1w"
+    names = list(dict.fromkeys(models)) or [default_model(contrast)]
+    target = choose_device(device)
+    bundles = [_open(name) for name in names]
+    _check_models(bundles, scan, operating_point)
+    for name, array in (("brain mask", brain_mask), ("reference", reference)):
+        if array is not None and array.shape != scan.shape:
+            raise InputError("GRID_MISMATCH", f"the {name} is {array.shape}, the scan {scan.shape}", "bring it onto the scan's grid")
+    prepared: dict[str, Prepared] = {}
+    detections = []
+    for number, (bundle, healthy) in enumerate(bundles):
+        if bundle.recipe.hash not in prepared:
+            prepared[bundle.recipe.hash] = prepare(
+                scan, bundle.recipe, brain_mask=brain_mask, progress=_part(progress, 0.0, PREPARATION_SHARE)
+            )
+        span = (1 - PREPARATION_SHARE) / len(bundles)
+        tell = _part(progress, PREPARATION_SHARE + number * span, PREPARATION_SHARE + (number + 1) * span)
+        ready = prepared[bundle.recipe.hash]
+        detections.append(_one(scan, ready, bundle, healthy, reference, operating_point, target, minimum_ml, tell))
+    if len(detections) > 1:
+        detections.append(_consensus(detections, minimum_ml))
+    if progress is not None:
+        progress("done", 1.0)
+    return detections
+
+
+def rethreshold(detection: Detection, threshold: float, minimum_ml: float | None = None) -> Detection:
+    """The same detection at another threshold (in units of the map); nothing is computed again but mask, findings and metrics.
+
+    Raises
+    ------
+    InputError
+        ``OPTION_INVALID`` for a threshold that is not a finite number of at least 0.
+    """
+    if not np.isfinite(threshold) or threshold < 0:
+        raise InputError("OPTION_INVALID", f"the threshold is {threshold}", "give a number of at least 0")
+    least = detection.minimum_ml if minimum_ml is None else minimum_ml
+    return _thresholded(
+        replace(detection, threshold=float(threshold), operating_point="user", origin="chosen by the user", minimum_ml=least)
+    )
+
+
+def _thresholded(detection: Detection) -> Detection:
+    """Fill in mask, findings and metrics from map and threshold."""
+    mask, findings = find(
+        detection.map,
+        detection.map > detection.threshold,
+        detection.affine,
+        minimum_ml=detection.minimum_ml,
+        reference=detection.reference,
+        region_of=detection.region_of,
+    )
+    metrics = None
+    if detection.reference is not None:
+        voxel_ml = abs(float(np.linalg.det(detection.affine[:3, :3]))) / 1000
+        metrics = compare(detection.map, mask, detection.reference, detection.brain_mask, voxel_ml)
+    return replace(detection, mask=mask, findings=findings, metrics=metrics)
+
+
+def _part(progress: Progress | None, start: float, stop: float) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda stage, fraction: progress(stage, start + (stop - start) * fraction)
+
+
+def _open(name: str) -> tuple[Bundle, HealthyReference]:
+    path = find_model(name)
+    # The weights' hash is part of the key: a bundle that was trained again is not taken for the old one.
+    return _cached(str(path), load_metadata(path).model_dump_json())
+
+
+@lru_cache(maxsize=16)
+def _cached(path: str, metadata: str) -> tuple[Bundle, HealthyReference]:
+    bundle = load_bundle(Path(path))
+    return bundle, unpack_reference(bundle)
+
+
+def _check_models(bundles: Sequence[tuple[Bundle, HealthyReference]], scan: Scan, operating_point: str) -> None:
+    for bundle, _ in bundles:
+        metadata = bundle.metadata
+        if scan.contrast is not None and metadata.contrast != scan.contrast:
+            raise InputError(
+                "CONTRAST_MISMATCH",
+                f"{metadata.id} was trained on {metadata.contrast}, the scan is {scan.contrast}",
+                "choose a model of the scan's contrast, or correct it with --contrast",
+            )
+        if operating_point not in metadata.operating_points:
+            raise InputError(
+                "OPERATING_POINT_UNKNOWN",
+                f"{metadata.id} has no operating point {operating_point!r}",
+                f"choose one of {', '.join(metadata.operating_points)}",
+            )
+    if len({bundle.metadata.contrast for bundle, _ in bundles}) > 1:
+        raise InputError("CONTRAST_MISMATCH", "the models were trained on different contrasts", "choose models of one contrast")
+
+
+def _one(
+    scan: Scan,
+    prepared: Prepared,
+    bundle: Bundle,
+    healthy: HealthyReference,
+    reference: np.ndarray | None,
+    operating_point: str,
+    device,
+    minimum_ml: float,
+    progress: Progress | None,
+) -> Detection:
+    started = time.perf_counter()
+    method = bundle.method.to(device)
+    raw, scored = score_volume(
+        method, prepared.voxels, prepared.mask, bundle.recipe.voxel_mm, device=device, progress=progress
+    )
+    seconds = {**prepared.seconds, "scoring": round(time.perf_counter() - started, 3)}
+    started = time.perf_counter()
+    native = np.clip(prepared.to_native(healthy.z(raw, scored), scan), 0, None)
+    point = bundle.metadata.operating_points[operating_point]
+    result = Detection(
+        model=bundle.metadata.id,
+        map=native,
+        raw=prepared.to_native(raw, scan),
+        mask=np.zeros(scan.shape, dtype=np.uint8),
+        brain_mask=prepared.native_mask.astype(np.uint8),
+        affine=scan.affine,
+        threshold=point.threshold,
+        operating_point=operating_point,
+        origin=point.origin,
+        findings=[],
+        metrics=None,
+        seconds=seconds,
+        checks=_checks(scan, prepared, bundle),
+        provenance=_provenance(scan, prepared, bundle, device),
+        minimum_ml=minimum_ml,
+        reference=reference,
+        region_of=_region_namer(prepared),
+    )
+    result = _thresholded(result)
+    seconds["map and findings"] = round(time.perf_counter() - started, 3)
+    return result
+
+
+def _checks(scan: Scan, prepared: Prepared, bundle: Bundle) -> list[Check]:
+    checks = list(prepared.checks)
+    if scan.contrast is None:
+        checks.append(
+            Check(
+                "warning",
+                "CONTRAST_ASSUMED",
+                f"the scan's contrast is not known and was taken for {bundle.metadata.contrast}",
+                "name it with --contrast; on another contrast the map means nothing",
+            )
+        )
+    return checks
+
+
+def _provenance(scan: Scan, prepared: Prepared, bundle: Bundle, device) -> dict[str, Any]:
+    metadata = bundle.metadata
+    return {
+        "model": metadata.id,
+        "model_version": metadata.version,
+        "weights_sha256": metadata.sha256["models/model.safetensors"],
+        "recipe_hash": metadata.recipe_hash,
+        "preparation": prepared.steps,
+        "scan": scan.provenance,
+        "device": str(device),
+        "versions": _versions(),
+    }
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"uadbench": __version__} | {name: version(name) for name in ("numpy", "torch", "SimpleITK", "nibabel", "nilearn")}
+
+
+def _region_namer(prepared: Prepared) -> Callable[[tuple[float, float, float]], str]:
+    to_template = np.linalg.inv(prepared.world_to_native)
+
+    def name(point: tuple[float, float, float]) -> str:
+        return region((to_template @ [*point, 1.0])[:3])
+
+    return name
+
+
+def region(template_mm: np.ndarray) -> str:
+    """A coarse name for a place in MNI152 space (RAS mm): side, front to back, top to bottom. Not an atlas label."""
+    x, y, z = (float(v) for v in template_mm)
+    side = "midline" if abs(x) < 5 else ("right" if x > 0 else "left")
+    if z < -12 and y < -30:
+        return f"{side} posterior fossa"
+    depth = "anterior" if y > 15 else ("posterior" if y < -40 else "central")
+    height = "superior" if z > 35 else ("inferior" if z < 0 else "middle")
+    return f"{side} {depth} {height}"
+
+
+def _consensus(detections: Sequence[Detection], minimum_ml: float) -> Detection:
+    """The mean of the calibrated maps, at the mean of their thresholds."""
+    first = detections[0]
+    checks = list(dict.fromkeys(check for detection in detections for check in detection.checks))
+    merged = replace(
+        first,
+        model=CONSENSUS,
+        map=np.mean([d.map for d in detections], axis=0, dtype=np.float32),
+        raw=np.mean([d.map for d in detections], axis=0, dtype=np.float32),
+        threshold=float(np.mean([d.threshold for d in detections])),
+        origin=f"mean of the thresholds of {len(detections)} models; the consensus has no calibration of its own",
+        seconds={"total": round(sum(sum(d.seconds.values()) for d in detections), 3)},
+        checks=checks,
+        provenance={"models": [d.provenance for d in detections], "versions": _versions()},
+        minimum_ml=minimum_ml,
+        reconstruction=None,
+    )
+    return _thresholded(merged)
+
+
+__all__ = ["CONSENSUS", "Detection", "Recipe", "detect", "region", "rethreshold"]

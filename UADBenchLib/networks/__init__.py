@@ -1,0 +1,1 @@
+"""Networks that several methods share; no method's own logic."""

@@ -1,0 +1,107 @@
+"""The sample case of the demo: a brain that nobody has, with a lesion of known extent.
+
+Made at run time from the MNI152 template and tissue maps that nilearn carries, so that nothing has to be shipped or downloaded: the tissues get sharp
+intensities, the anatomy is bent, a bias field and noise are added, a lesion is put in, and all is put on an oblique, anisotropic grid, as scans are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from UADBenchLib.geometry import resample
+from UADBenchLib.scan import Scan
+from UADBenchLib.synthesis.lesions import Lesion, apply_lesion
+
+VOXEL_MM = (1.5, 1.5, 2.0)
+TEMPLATE_MM = 2
+INTENSITIES = {"csf": 0.18, "grey": 0.62, "white": 0.88}
+"""T1w-like intensity of the tissues, white matter of about one."""
+
+
+def make_sample(seed: int = 0, *, lesion_ml: float | None = 18.0) -> tuple[Scan, np.ndarray, np.ndarray]:
+    """Make the sample case.
+
+    Parameters
+    ----------
+    seed : int
+        Of everything random.
+    lesion_ml : float or None
+        Volume of the lesion; None leaves the brain healthy.
+
+    Returns
+    -------
+    (Scan, numpy.ndarray, numpy.ndarray)
+        A brain-only T1w scan of 1.5 x 1.5 x 2 mm, its boolean reference, and its boolean brain mask, on one grid.
+    """
+    rng = np.random.default_rng(seed)
+    tissue, affine = _tissue_maps()
+    bent = _bend(tissue, rng)
+    brain = bent.sum(axis=0) > 0.5
+    voxels = sum(value * part for value, part in zip(INTENSITIES.values(), bent, strict=True)) * brain
+    voxel_mm = np.full(3, float(TEMPLATE_MM))
+    reference = np.zeros(brain.shape, dtype=bool)
+    if lesion_ml is not None:
+        centre = tuple((np.linalg.inv(affine) @ [28.0, 22.0, 26.0, 1.0])[:3])
+        lesion = Lesion(centre, lesion_ml, change=-0.38, flatten=0.6, roughness=0.3, edge_mm=2.5, seed=seed + 1)
+        voxels, reference = apply_lesion(voxels, brain, voxel_mm, lesion)
+    voxels = voxels * np.exp(0.05 * _smooth_field(brain.shape, 60.0 / TEMPLATE_MM, rng)) * brain
+    return _on_oblique_grid(voxels, reference, brain, affine, rng)
+
+
+def _tissue_maps() -> tuple[np.ndarray, np.ndarray]:
+    """Shares of CSF, grey and white matter (3, X, Y, Z), sharper than the population's average, and their affine."""
+    from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
+
+    images = [load_mni152_gm_template(resolution=TEMPLATE_MM), load_mni152_wm_template(resolution=TEMPLATE_MM)]
+    grey, white = (np.clip(image.get_fdata(dtype=np.float32), 0, 1) for image in images)
+    brain = load_mni152_brain_mask(resolution=TEMPLATE_MM).get_fdata(dtype=np.float32) > 0.5
+    shares = np.stack([np.clip(1 - grey - white, 0, 1), grey, white]) ** 3
+    shares = shares / np.maximum(shares.sum(axis=0), 1e-6) * brain
+    return shares.astype(np.float32), np.asarray(images[0].affine, dtype=np.float64)
+
+
+def _smooth_field(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.ndarray:
+    """A smooth random field of standard deviation 1, drawn on as coarse a grid as its smoothness (in voxels) allows."""
+    from scipy.ndimage import zoom
+
+    small = [max(4, int(np.ceil(n / sigma)) + 3) for n in shape]
+    field = zoom(rng.standard_normal(small), [n / s for n, s in zip(shape, small, strict=True)], order=3)
+    return (field / max(float(field.std()), 1e-6)).astype(np.float32)
+
+
+def _bend(tissue: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Bend the anatomy by a smooth displacement of about 3 mm and 4 % in size."""
+    from scipy.ndimage import map_coordinates
+
+    shape = tissue.shape[1:]
+    middle = np.array(shape)[:, None, None, None] / 2
+    size = 1 + 0.04 * rng.standard_normal(3)[:, None, None, None]
+    grid = np.indices(shape, dtype=np.float32)
+    displacement = np.stack([_smooth_field(shape, 30.0 / TEMPLATE_MM, rng) for _ in range(3)])
+    places = middle + (grid - middle) * size + 3.0 / TEMPLATE_MM * displacement
+    return np.stack([map_coordinates(part, places, order=1) for part in tissue])
+
+
+def _on_oblique_grid(
+    voxels: np.ndarray, reference: np.ndarray, brain: np.ndarray, affine: np.ndarray, rng: np.random.Generator
+) -> tuple[Scan, np.ndarray, np.ndarray]:
+    angle = np.deg2rad(7.0)
+    tilt = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    shape = (116, 144, 98)
+    target = np.eye(4)
+    # Rows run from left to right reversed (LAS), as many scanners write them: the grid is left-handed.
+    target[:3, :3] = tilt @ np.diag([-1.0, 1.0, 1.0]) @ np.diag(VOXEL_MM)
+    centre = affine @ [*(np.array(voxels.shape) / 2), 1.0]
+    target[:3, 3] = centre[:3] - target[:3, :3] @ (np.array(shape) / 2)
+    values = resample(voxels.astype(np.float32), affine, shape, target, order=1, antialias=True)
+    inside = resample(brain.astype(np.float32), affine, shape, target, order=1) > 0.5
+    truth = (resample(reference.astype(np.float32), affine, shape, target, order=1) > 0.5) & inside
+    noisy = values + 0.02 * rng.standard_normal(shape).astype(np.float32)
+    scan = Scan(
+        voxels=np.where(inside, np.maximum(noisy, 0.001) * 1000, 0).astype(np.float32),
+        affine=target,
+        stem="sample_T1w",
+        contrast="T1w",
+        provenance={"format": "made by uadbench", "generator": "synthesis.sample"},
+    )
+    return scan, truth, inside

@@ -1,0 +1,276 @@
+"""The training loop: one method, one cohort, one bundle. Seeded, resumable at any moment, with averaged weights and a log of the loss.
+
+Methods that only ``fit`` go once through the training slices. Checkpoints are safetensors like everything else: weights, averaged weights, optimiser
+moments and the generator's state, so that a resumed run takes the very steps that an unbroken one would have taken.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from UADBenchLib import __version__
+from UADBenchLib.bundles.bundle import Bundle, Metadata, Space, bundle_id, recipe_values, save_bundle
+from UADBenchLib.cohort import CohortScan, read_cohort, select
+from UADBenchLib.errors import InputError
+from UADBenchLib.inference.device import autocast, choose_device
+from UADBenchLib.methods.base import Method, Schedule, Slices
+from UADBenchLib.methods.registry import create_method, method_class
+from UADBenchLib.preprocessing.recipe import Recipe
+from UADBenchLib.scan import Progress
+from UADBenchLib.training.slices import SliceSampler, StoredScan, build_store, default_store
+from UADBenchLib.writing import atomic, write_text
+
+CHECKPOINT_EVERY = 250
+
+
+def train(
+    method: str,
+    cohort: str | Path,
+    *,
+    contrast: str,
+    out: str | Path,
+    preset: str = "compact",
+    data: str | Path | None = None,
+    fraction: float = 1.0,
+    seed: int = 0,
+    steps: int | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    store: str | Path | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a method on the healthy training scans of a cohort and write an uncalibrated bundle.
+
+    Parameters
+    ----------
+    method, preset : str
+        Registry name and preset.
+    cohort : path
+        Cohort table; rows with label ``healthy`` of split ``train`` (or of no split) and the given contrast are used.
+    contrast : str
+        ``"T1w"``, ``"T2w"`` or ``"FLAIR"``.
+    out : path
+        Folder of the bundle; checkpoints and the loss log lie beside it in ``<out>.training``.
+    fraction : float
+        Share of the subjects to train on, in (0, 1]; smaller shares are subsets of larger ones.
+    steps : int, optional
+        Overrides the preset's number of steps.
+    resume : bool
+        Go on from the checkpoint when there is one.
+
+    Returns
+    -------
+    dict
+        id, path, subjects, slices, steps, final loss, seconds.
+
+    Raises
+    ------
+    InputError
+        For an unknown method or preset, an unusable cohort, or a fraction out of range.
+    """
+    cls = method_class(method)
+    model_seed = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # initial weights are drawn by torch's layers from the global generator
+    model = create_method(method, preset)
+    schedule = cls.presets[preset].schedule
+    if schedule is not None and steps is not None:
+        schedule = replace(schedule, steps=steps)
+    recipe = Recipe()
+    rows = _fraction(select(read_cohort(cohort, data), split="train", label="healthy", contrast=contrast), fraction, seed)
+    stored, failed = build_store(rows, Path(store) if store else default_store(), recipe, workers=workers, progress=progress)
+    if not stored:
+        raise InputError("COHORT_EMPTY", "no scan of the cohort could be prepared", "see the warnings above")
+    sampler = SliceSampler(stored) if schedule else SliceSampler(stored, minimum_brain=0.0)
+    started = time.perf_counter()
+    model.fit(_batches(sampler, model_seed if schedule else None))
+    log: list[dict[str, float]] = []
+    if schedule is not None:
+        run = _Run(model, schedule, sampler, seed, Path(f"{out}.training"), choose_device(device))
+        log = run.go(resume, progress)
+        model = run.averaged
+    bundle = Bundle(_metadata(model, preset, contrast, recipe, stored, seed, len(log), fraction), model.cpu().eval(), recipe)
+    saved = save_bundle(bundle, out, _card(bundle.metadata))
+    if log:
+        write_text(Path(out) / "docs" / "loss.csv", _loss_table(log))
+    return {
+        "id": saved.metadata.id,
+        "path": str(out),
+        "subjects": len({scan.row.subject for scan in stored}),
+        "left_out": [f"{row.scan.name}: {error}" for row, error in failed],
+        "slices": len(sampler.places),
+        "steps": len(log),
+        "loss": log[-1]["loss"] if log else None,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _fraction(rows: list[CohortScan], fraction: float, seed: int) -> list[CohortScan]:
+    """The scans of a share of the subjects; subjects are ordered by a hash, so that shares are nested."""
+    if not 0 < fraction <= 1:
+        raise InputError("FRACTION", f"the fraction is {fraction}", "give a number above 0 and up to 1")
+    if not rows:
+        raise InputError("COHORT_EMPTY", "the cohort has no healthy training scan of this contrast", "check label, split, contrast")
+    subjects = sorted(
+        {row.subject for row in rows}, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+    )
+    kept = set(subjects[: max(1, round(fraction * len(subjects)))])
+    return [row for row in rows if row.subject in kept]
+
+
+def _batches(sampler: SliceSampler, generator: torch.Generator | None, size: int = 32) -> Iterator[Slices]:
+    """All training slices once, in order or shuffled."""
+    count = len(sampler.places)
+    order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+    for start in range(0, count, size):
+        yield _slices(sampler, order[start : start + size].tolist())
+
+
+def _slices(sampler: SliceSampler, indices: list[int]) -> Slices:
+    images, masks, positions = sampler.read(indices)
+    return Slices(torch.from_numpy(images), torch.from_numpy(masks), torch.from_numpy(positions))
+
+
+class _Run:
+    """One run of gradient steps with its checkpoint."""
+
+    def __init__(
+        self, model: Method, schedule: Schedule, sampler: SliceSampler, seed: int, folder: Path, device: torch.device
+    ) -> None:
+        self.model = model.to(device).train()
+        self.averaged = create_method(model.name, config=model.configuration()).to(device)
+        self.averaged.load_state_dict(self.model.state_dict())
+        self.schedule, self.sampler, self.folder, self.device = schedule, sampler, folder, device
+        self.generator = torch.Generator().manual_seed(seed)
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+        )
+        self.log: list[dict[str, float]] = []
+
+    def go(self, resume: bool, progress: Progress | None) -> list[dict[str, float]]:
+        """Take the steps that are left; a checkpoint is written every ``CHECKPOINT_EVERY`` steps and at the end."""
+        if resume and (self.folder / "checkpoint.safetensors").exists():
+            self._restore()
+        total = self.schedule.steps
+        while len(self.log) < total:
+            loss = self._step(len(self.log))
+            if not math.isfinite(loss):
+                raise InputError("TRAINING_DIVERGED", f"the loss was {loss} at step {len(self.log)}", "lower the learning rate")
+            self.log.append({"step": len(self.log), "loss": loss, "learning_rate": self.optimiser.param_groups[0]["lr"]})
+            if progress is not None:
+                progress(f"training, loss {np.mean([row['loss'] for row in self.log[-50:]]):.5f}", len(self.log) / total)
+            if len(self.log) % CHECKPOINT_EVERY == 0 or len(self.log) == total:
+                self._save()
+        return self.log
+
+    def _step(self, step: int) -> float:
+        schedule = self.schedule
+        indices = torch.randint(len(self.sampler.places), (schedule.batch,), generator=self.generator).tolist()
+        rate = schedule.learning_rate * min(1.0, (step + 1) / max(1, schedule.warm_up))
+        rate *= 0.5 * (1 + math.cos(math.pi * step / max(1, schedule.steps)))
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        with autocast(self.device):
+            loss = self.model.training_loss(_slices(self.sampler, indices), self.generator)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), schedule.clip)
+        self.optimiser.step()
+        # Early on the average would remember the random start: let it follow closely at first.
+        decay = min(schedule.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for kept, new in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
+        return float(loss.detach())
+
+    def _save(self) -> None:
+        arrays = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        arrays |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
+        for number, state in self.optimiser.state_dict()["state"].items():
+            arrays |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
+        arrays["generator"] = self.generator.get_state()
+        arrays["log"] = torch.tensor([[row["step"], row["loss"], row["learning_rate"]] for row in self.log], dtype=torch.float64)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic(self.folder / "checkpoint.safetensors") as temporary:
+            save_file({name: value.detach().cpu().clone().contiguous() for name, value in arrays.items()}, temporary)
+        write_text(self.folder / "loss.csv", _loss_table(self.log))
+
+    def _restore(self) -> None:
+        arrays = load_file(self.folder / "checkpoint.safetensors")
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        self.averaged.load_state_dict(part("averaged."))
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in part("optimiser.").items():
+            number, key = name.split(".", 1)
+            state.setdefault(int(number), {})[key] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        self.generator.set_state(arrays["generator"])
+        rows = arrays["log"].tolist()
+        self.log = [{"step": int(s), "loss": loss, "learning_rate": rate} for s, loss, rate in rows]
+
+
+def _loss_table(log: list[dict[str, float]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["step", "loss", "learning_rate"])
+    # Means of 50 steps: single losses are noise, and the file is read by people.
+    for start in range(0, len(log), 50):
+        part = log[start : start + 50]
+        writer.writerow([part[-1]["step"] + 1, f"{np.mean([r['loss'] for r in part]):.6g}", f"{part[-1]['learning_rate']:.4g}"])
+    return stream.getvalue()
+
+
+def _metadata(
+    model: Method, preset: str, contrast: str, recipe: Recipe, stored: list[StoredScan], seed: int, steps: int, fraction: float
+) -> Metadata:
+    sites: dict[str, int] = {}
+    for scan in stored:
+        sites[scan.row.site or "unknown"] = sites.get(scan.row.site or "unknown", 0) + 1
+    return Metadata(
+        id=bundle_id(model.name, contrast, preset),
+        version=__version__,
+        method=model.name,
+        paper=model.paper,
+        preset=preset,
+        contrast=contrast,
+        config=model.configuration(),
+        recipe=recipe_values(recipe),
+        recipe_hash=recipe.hash,
+        space=Space(template=recipe.template, voxel_mm=recipe.voxel_mm, shape=recipe.shape, registration="affine, 12 parameters"),
+        trained_on={
+            "scans": len(stored),
+            "subjects": sorted({scan.row.subject for scan in stored}),
+            "sites": sites,
+            "fraction": fraction,
+            "healthy_only": True,
+        },
+        seed=seed,
+        steps=steps,
+        versions={"uadbench": __version__, "torch": torch.__version__.split("+")[0], "numpy": np.__version__},
+        sha256={},
+    )
+
+
+def _card(metadata: Metadata) -> str:
+    sites = ", ".join(f"{name}: {count}" for name, count in sorted(metadata.trained_on["sites"].items()))
+    return (
+        f"# {metadata.id}\n\n{metadata.paper}\n\nTrained on {metadata.trained_on['scans']} healthy {metadata.contrast} scans ({sites}), "
+        f"{metadata.steps} steps, seed {metadata.seed}. Not calibrated yet: run `uadbench calibrate`.\n\n{metadata.intended_use}\n"
+    )
