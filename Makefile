@@ -29,7 +29,7 @@ lint: $(VENV)/ready
 models: $(VENV)/ready
 	for method in intensity_norm denoising_autoencoder disyre; do \
 	  id=$$(echo $$method-t1w-compact | tr _ -); \
-	  $(BIN)/uadbench train $$method --cohort Resources/Splits/t1w.csv --data $(DATA) --contrast T1w --preset compact --seed 0 --out Resources/Models/$$id && \
+	  $(BIN)/uadbench train $$method --cohort Resources/Splits/t1w.csv --data $(DATA) --contrast T1w --preset compact --seed 0 --licence Apache-2.0 --out Resources/Models/$$id && \
 	  $(BIN)/uadbench calibrate Resources/Models/$$id --healthy Resources/Splits/t1w.csv --data $(DATA) || exit 1; \
 	done
 

@@ -23,9 +23,7 @@ def files_below(folder: Path) -> list[Path]:
 
     def counts(path: Path) -> bool:
         parts = path.relative_to(folder).parts
-        return (
-            path.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts)
-        )
+        return path.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts)
 
     return sorted(path for path in folder.rglob("*") if counts(path) and path.suffix != ".pyc")
 
@@ -61,9 +59,7 @@ def _names(paths: list[Path], base: Path) -> list[str]:
 
 def render(lists: dict[str, list[str]]) -> str:
     """Return the text of files.cmake."""
-    blocks = [
-        "\n".join([f"set({name}", *(f"  {file}" for file in files), "  )"]) for name, files in lists.items()
-    ]
+    blocks = ["\n".join([f"set({name}", *(f"  {file}" for file in files), "  )"]) for name, files in lists.items()]
     return HEADER + "\n" + "\n\n".join(blocks) + "\n"
 
 

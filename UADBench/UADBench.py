@@ -152,9 +152,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.cancelButton.connect("clicked(bool)", self.onCancel)
         self.ui.thresholdSlider.connect("valueChanged(double)", self.onThresholdMoved)
         self.ui.findingsTable.connect("cellDoubleClicked(int,int)", self.onJump)
-        self.ui.jumpButton.connect(
-            "clicked(bool)", lambda *_args: self.onJump(self.ui.findingsTable.currentRow())
-        )
+        self.ui.jumpButton.connect("clicked(bool)", lambda *_args: self.onJump(self.ui.findingsTable.currentRow()))
         self.ui.previousButton.connect("clicked(bool)", lambda *_args: self.onStep(-1))
         self.ui.nextButton.connect("clicked(bool)", lambda *_args: self.onStep(1))
         self.ui.pythonPathEdit.currentPath = qt.QSettings().value(PYTHON_SETTING, "") or ""
@@ -181,9 +179,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onReload(self):
         """Reload the scene code and the backend with the module."""
         self._stop()
-        for name in [
-            name for name in sys.modules if name.partition(".")[0] in ("UADBenchScene", "UADBenchLib")
-        ]:
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("UADBenchScene", "UADBenchLib")]:
             del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
 
@@ -245,9 +241,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not node.inputVolume:
             reason = _("Choose an input volume.")
         elif not self._choices:
-            reason = _(
-                "No model is installed. A folder of models can be named in the variable UADBENCH_MODELS."
-            )
+            reason = _("No model is installed. A folder of models can be named in the variable UADBENCH_MODELS.")
         self.ui.applyButton.enabled = not reason and self._job is None
         self.ui.applyButton.toolTip = reason or _("Detect anomalies in the input volume.")
         self._applyOpacity(node.mapOpacity)
@@ -323,6 +317,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 reference=node.reference,
             )
             self._setRunning(True)
+            self.ui.messageLabel.text = ""
             self._showStage(_("Starting"), 0.0, None)
             self._pollTimer.start()
 
@@ -355,22 +350,20 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             text = self._sentence(event)
             if mine and self._job is not None:
                 self._finish(text)
-                slicer.util.errorDisplay(
-                    text, windowTitle=_("UADBench"), detailedText="\n".join(self.logic.log)
-                )
+                slicer.util.errorDisplay(text, windowTitle=_("UADBench"), detailedText="\n".join(self.logic.log))
             else:
                 self.ui.messageLabel.text = text
 
     def _showResult(self, event):
         """Show new nodes, or the nodes whose threshold was moved."""
         nodes = event["nodes"][-1]
-        if event.get("kind") == "threshold":
+        if event.get("answers") == "threshold":
             self.showFindings()
             return
-        self._finish("")
+        self._finish(self.ui.messageLabel.text)
         self._parameterNode.resultMap = nodes.map
-        self._lastResultID = nodes.map.GetID()
-        self.showFindings()
+        if self._lastResultID != nodes.map.GetID():
+            self.onParametersChanged()
         self._showInViews(nodes)
 
     def _finish(self, message):
@@ -420,9 +413,9 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return True
         if not self.logic.usesSlicerPython():
             slicer.util.errorDisplay(
-                _(
-                    "The chosen Python interpreter lacks: {names}. Install them there, or clear the choice."
-                ).format(names=", ".join(missing))
+                _("The chosen Python interpreter lacks: {names}. Install them there, or clear the choice.").format(
+                    names=", ".join(missing)
+                )
             )
             return False
         question = _(
@@ -472,15 +465,13 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not self._thresholdTimer.active:
             self.ui.thresholdSlider.value = float(mapNode.GetAttribute("UADBench.Threshold"))
         self._settingThreshold = False
-        if rows:
-            text = _("{count} findings, highest peak z {peak:.1f}.").format(
-                count=len(rows), peak=rows[0]["peak_z"]
-            )
+        if len(rows) == 1:
+            text = _("One finding, peak z {peak:.1f}.").format(peak=rows[0]["peak_z"])
+        elif rows:
+            text = _("{count} findings, highest peak z {peak:.1f}.").format(count=len(rows), peak=rows[0]["peak_z"])
         else:
             highest = mapNode.GetImageData().GetScalarRange()[1]
-            text = _("No finding at this threshold; the highest value of the map is z {peak:.1f}.").format(
-                peak=highest
-            )
+            text = _("No finding at this threshold; the highest value of the map is z {peak:.1f}.").format(peak=highest)
         self.ui.findingsLabel.text = text
 
     def _fillTable(self, rows):
@@ -571,6 +562,7 @@ class UADBenchLogic(ScriptedLoadableModuleLogic):
         self._inputs = {}
         self._results = {}
         self._thresholds = 0
+        self._complete = None
 
     def getParameterNode(self):
         """Return the parameter node, wrapped."""
@@ -740,9 +732,7 @@ class UADBenchLogic(ScriptedLoadableModuleLogic):
         ended = job in self._inputs
         if kind == "result" and event.get("detections"):
             try:
-                event["nodes"] = (
-                    self._moved(event) if event.get("kind") == "threshold" else self._added(event)
-                )
+                event["nodes"] = self._moved(event) if event.get("answers") == "threshold" else self._added(event)
             except sceneModule("volumes").SceneError as error:
                 event = {
                     "event": "failed",
@@ -831,13 +821,15 @@ class UADBenchLogic(ScriptedLoadableModuleLogic):
         return Path(__file__).resolve().parent / "Resources" / "requirements.txt"
 
     def missingPackages(self):
-        """Return the import names that the interpreter lacks, torch included."""
+        """Return the import names that the interpreter lacks, torch included; asked again until it lacks none."""
+        if self._complete == self.pythonExecutable():
+            return []
         lines = self.requirementsFile().read_text(encoding="utf-8").splitlines()
-        names = [
-            line.partition(">=")[0].strip() for line in lines if line.strip() and not line.startswith("#")
-        ]
-        missing = sceneModule("worker").missing_packages
-        return missing(self.pythonExecutable(), ["torch", *names], self._environment())
+        names = [line.partition(">=")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+        ask = sceneModule("worker").missing_packages
+        missing = ask(self.pythonExecutable(), ["torch", *names], self._environment())
+        self._complete = None if missing else self.pythonExecutable()
+        return missing
 
     def installPackages(self, missing):
         """Install what is missing into Slicer's Python. Call it only after the user has agreed.
@@ -953,8 +945,6 @@ class UADBenchTest(ScriptedLoadableModuleTest):
         except sceneModule("volumes").SceneError as error:
             # A ball is not a head: the input checks may say so, and saying so is an answer of a working
             # backend.
-            self.assertNotIn(
-                error.code, ("WORKER_DIED", "WORKER_NOT_STARTED", "INTERNAL", "DEPENDENCY_MISSING")
-            )
+            self.assertNotIn(error.code, ("WORKER_DIED", "WORKER_NOT_STARTED", "INTERNAL", "DEPENDENCY_MISSING"))
         finally:
             logic.close()

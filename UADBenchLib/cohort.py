@@ -1,7 +1,7 @@
 """A cohort: the table of scans that a model is trained, calibrated or judged on, and the rules a table must keep.
 
-Only tables are handled here; scans are opened by ``reading``. Paths in a table are relative to the table's folder, or to the data
-folder that the caller names, so that a table can be shared without its data.
+Only tables are handled here; scans are opened by ``reading``. Paths in a table are relative to the table's folder, or
+to the data folder that the caller names, so that a table can be shared without its data.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from pathlib import Path
 from UADBenchLib.errors import InputError
 
 LABELS = ("healthy", "lesion", "unknown")
-SPLITS = ("train", "validation", "test", "")
+SPLITS = ("train", "validation", "test", "development", "")
 REQUIRED = ("scan", "contrast", "label", "subject")
 
 
 @dataclass(frozen=True)
 class CohortScan:
-    """One row: a scan, what is known of it, and which split its subject belongs to. Unknown values are empty strings."""
+    """One row: a scan, what is known of it, and which split its subject belongs to. Unknown values are empty
+    strings."""
 
     scan: Path
     contrast: str
@@ -34,6 +35,7 @@ class CohortScan:
     sex: str = ""
     group: str = ""
     lesion_type: str = ""
+    licence: str = ""
 
 
 def read_cohort(path: str | Path, data: str | Path | None = None) -> list[CohortScan]:
@@ -42,8 +44,8 @@ def read_cohort(path: str | Path, data: str | Path | None = None) -> list[Cohort
     Parameters
     ----------
     path : path
-        A CSV with the columns ``scan, contrast, label, subject`` and any of ``reference, brain_mask, split, site, scanner,
-        age, sex, group, lesion_type``.
+        A CSV with the columns ``scan, contrast, label, subject`` and any of ``reference, brain_mask, split, site,
+        scanner, age, sex, group, lesion_type, licence``.
     data : path, optional
         Folder that relative paths start from; default: the table's own.
 
@@ -56,13 +58,19 @@ def read_cohort(path: str | Path, data: str | Path | None = None) -> list[Cohort
     path = Path(path)
     if not path.is_file():
         raise InputError("COHORT_NOT_FOUND", f"there is no cohort table {path}", "give the path of a CSV file")
-    with path.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        missing = [name for name in REQUIRED if name not in (reader.fieldnames or [])]
-        if missing:
-            raise InputError("COHORT_COLUMNS", f"{path.name} lacks the columns {', '.join(missing)}", "add them")
-        root = Path(data) if data is not None else path.parent
-        rows = [_row(values, number, root) for number, values in enumerate(reader, start=2)]
+    root = Path(data) if data is not None else path.parent
+    try:
+        # Spreadsheet programs put a byte order mark in front of the first column's name; utf-8-sig takes it away.
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            missing = [name for name in REQUIRED if name not in (reader.fieldnames or [])]
+            if missing:
+                raise InputError("COHORT_COLUMNS", f"{path.name} lacks the columns {', '.join(missing)}", "add them")
+            rows = [_row(values, number, root) for number, values in enumerate(reader, start=2)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            "COHORT_VALUE", f"{path.name} is not a table in UTF-8 text", "save it as CSV, UTF-8"
+        ) from error
     _check_rows(rows)
     return rows
 
@@ -87,7 +95,10 @@ def _row(values: dict[str, str], number: int, root: Path) -> CohortScan:
             )
     if files["scan"] is None or not values["subject"]:
         raise InputError("COHORT_VALUE", f"row {number}: scan and subject must not be empty", "fill them in")
-    known = {name: values.get(name, "") for name in ("split", "site", "scanner", "age", "sex", "group", "lesion_type")}
+    known = {
+        name: values.get(name, "")
+        for name in ("split", "site", "scanner", "age", "sex", "group", "lesion_type", "licence")
+    }
     return CohortScan(
         scan=files["scan"],
         contrast=values["contrast"],
@@ -116,11 +127,15 @@ def _check_rows(rows: list[CohortScan]) -> None:
             )
         if row.label == "healthy" and row.reference is not None:
             raise InputError(
-                "COHORT_VALUE", f"{row.scan.name} is healthy and has a reference", "label it lesion or remove the reference"
+                "COHORT_VALUE",
+                f"{row.scan.name} is healthy and has a reference",
+                "label it lesion or remove the reference",
             )
 
 
-def select(rows: list[CohortScan], *, split: str, label: str | None = None, contrast: str | None = None) -> list[CohortScan]:
+def select(
+    rows: list[CohortScan], *, split: str, label: str | None = None, contrast: str | None = None
+) -> list[CohortScan]:
     """Return the rows of one split (all rows when the cohort has no splits), of one label and contrast."""
     splits = any(row.split for row in rows)
     return [

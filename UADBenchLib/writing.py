@@ -14,6 +14,7 @@ import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,7 @@ def _explained(path: Path, *groups: set[int]) -> Iterator[None]:
             advice = "free some space or choose another folder"
             raise InputError("DISK_FULL", f"no space left to write {path.name}", advice) from error
         if known:
-            raise InputError(
-                "NOT_WRITABLE", f"cannot write {path}", "choose a folder that you may write to"
-            ) from error
+            raise InputError("NOT_WRITABLE", f"cannot write {path}", "choose a folder that you may write to") from error
         raise
 
 
@@ -92,18 +91,18 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     with _explained(target, _FULL, _REFUSED):
         partial = _create(target)
+    mode = stat.S_IMODE(partial.stat().st_mode)
     try:
         with _explained(target, _FULL):  # a refusal in here may be about a file that the block reads
             yield partial
+            partial.chmod(mode)  # some writers replace the file by one that only its owner may read
             _flush(partial, os.O_RDWR)
         with _explained(target, _FULL, _REFUSED):
             os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
     if os.name == "posix":
-        with contextlib.suppress(
-            OSError
-        ):  # some network file systems refuse; the file itself is safe already
+        with contextlib.suppress(OSError):  # some network file systems refuse; the file itself is safe already
             _flush(target.parent, os.O_RDONLY)
 
 
@@ -189,9 +188,7 @@ def write_json(path: str | os.PathLike[str], document: Any) -> None:
     write_text(path, json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_csv(
-    path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], columns: Iterable[str]
-) -> None:
+def write_csv(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
     """Write a table with a header line; None becomes an empty field.
 
     Raises

@@ -154,9 +154,7 @@ def test_extension_fields_as_the_index_reads_them():
     assert all(url.startswith(raw) and url.endswith(".png") for url in fields["SCREENSHOTURLS"].split())
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "Resources/Icons/UADBench.png", MODULE / "Resources/Icons/UADBench.png"]
-)
+@pytest.mark.parametrize("path", [ROOT / "Resources/Icons/UADBench.png", MODULE / "Resources/Icons/UADBench.png"])
 def test_icon_is_a_png_of_128_pixels(path):
     head = path.read_bytes()[:24]
     assert head[:8] == b"\x89PNG\r\n\x1a\n"
@@ -164,9 +162,7 @@ def test_icon_is_a_png_of_128_pixels(path):
 
 
 def test_requirements_are_those_of_the_package():
-    declared = re.search(
-        r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE
-    )
+    declared = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
     package = set(re.findall(r'"([^"]+)"', declared.group(1)))
     lines = (MODULE / "Resources" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     slicer = {line for line in lines if line and not line.startswith("#")}
@@ -220,9 +216,7 @@ def test_selectors_hear_of_the_scene():
     widgets = _panel()[0]
     selectors = {name for name, kind in widgets.items() if kind == "qMRMLNodeComboBox"}
     heard = {
-        c.findtext("receiver")
-        for c in tree.iter("connection")
-        if c.findtext("slot") == "setMRMLScene(vtkMRMLScene*)"
+        c.findtext("receiver") for c in tree.iter("connection") if c.findtext("slot") == "setMRMLScene(vtkMRMLScene*)"
     }
     assert heard == selectors
 
@@ -256,9 +250,7 @@ def test_scene_code_imports_only_what_it_may(path):
 def test_scene_code_reaches_the_scene_through_nodes(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     reached = {
-        n.attr
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "slicer"
+        n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "slicer"
     }
     assert not reached & {"mrmlScene", "modules", "app", "util", "logic"}
     assert all(name.startswith("vtk") for name in reached)
@@ -274,9 +266,7 @@ def test_module_file_does_nothing_when_imported():
     }
     assert top <= {"slicer", "qt", "ctk", "vtk"} | set(sys.stdlib_module_names)
     for node in tree.body:
-        assert isinstance(
-            node, ast.Import | ast.ImportFrom | ast.ClassDef | ast.FunctionDef | ast.Assign | ast.Expr
-        )
+        assert isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef | ast.FunctionDef | ast.Assign | ast.Expr)
         if isinstance(node, ast.Expr | ast.Assign):
             assert isinstance(node.value, ast.Constant)
 

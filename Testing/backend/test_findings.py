@@ -36,9 +36,7 @@ def test_volume_and_places_in_millimetres(name: str) -> None:
     assert [finding.index for finding in findings] == [1, 2, 3]
     assert [finding.peak_z for finding in findings] == [20.0, 12.0, 9.0]
     voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
-    assert [finding.volume_ml for finding in findings] == pytest.approx(
-        [voxel_ml, 8 * voxel_ml, 64 * voxel_ml]
-    )
+    assert [finding.volume_ml for finding in findings] == pytest.approx([voxel_ml, 8 * voxel_ml, 64 * voxel_ml])
     assert findings[2].peak_ras == pytest.approx((affine @ [3, 4, 5, 1])[:3])
     assert findings[2].centroid_ras == pytest.approx((affine @ [3.5, 3.5, 3.5, 1])[:3])
     assert findings[2].mean_z == pytest.approx((63 * 5 + 9) / 64)

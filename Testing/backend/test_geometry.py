@@ -159,9 +159,7 @@ class TestResample:
         np.testing.assert_allclose(got, world_values((6, 6, 6), target), rtol=1e-5, atol=1e-3)
 
     def test_the_own_lattice_gives_the_own_values(self, affine, volume):
-        np.testing.assert_array_equal(
-            geometry.resample(volume, affine, volume.shape, affine, order=1), volume
-        )
+        np.testing.assert_array_equal(geometry.resample(volume, affine, volume.shape, affine, order=1), volume)
 
     def test_border_voxels_survive_rounding(self, affine, volume):
         moved = affine.copy()
@@ -182,9 +180,7 @@ class TestResample:
         target = make_affine((3.0, 2.0, 2.5), degrees=(5.0, 4.0, -9.0))
         target[:3, 3] += (oblique @ [25, 26, 20, 1] - target @ [10, 12, 8, 1])[:3]  # centre upon centre
         grid = geometry.to_sitk(np.zeros((20, 24, 16), dtype=np.float32), target)
-        expected = sitk.Resample(
-            geometry.to_sitk(volume, oblique), grid, sitk.Transform(), sitk.sitkLinear, 0.0
-        )
+        expected = sitk.Resample(geometry.to_sitk(volume, oblique), grid, sitk.Transform(), sitk.sitkLinear, 0.0)
         got = geometry.resample(volume, oblique, (20, 24, 16), target, order=1)
         np.testing.assert_allclose(got, geometry.from_sitk(expected)[0], atol=1e-3)
         assert got.std() > 5

@@ -19,7 +19,7 @@ BACKEND = REPOSITORY / "UADBenchLib"
 MODULE = REPOSITORY / "UADBench"
 
 LAYERS = (
-    {"scan", "geometry", "reading", "writing", "errors", "cohort", "__version__"},
+    {"scan", "geometry", "formats", "reading", "writing", "errors", "cohort", "__version__"},
     {"networks", "corruption"},
     {"methods", "preprocessing", "bundles", "synthesis"},
     {"training", "inference", "evaluation"},
@@ -104,9 +104,7 @@ def prints(tree: ast.Module) -> list[int]:
 def _mode(call: ast.Call) -> str:
     """The mode of an ``open`` call as far as it is written out: all short texts among its arguments."""
     values = [*call.args[:2], *(word.value for word in call.keywords if word.arg == "mode")]
-    texts = [
-        value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)
-    ]
+    texts = [value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)]
     return "".join(text for text in texts if len(text) <= 3)
 
 
@@ -132,11 +130,7 @@ def writes(tree: ast.Module) -> list[int]:
             continue
         if name == "open" and set(_mode(call)) & set("wax+"):
             found.append(call.lineno)
-        if (
-            isinstance(call.func, ast.Attribute)
-            and owner != "writing"
-            and name in ("write_text", "write_bytes")
-        ):
+        if isinstance(call.func, ast.Attribute) and owner != "writing" and name in ("write_text", "write_bytes"):
             found.append(call.lineno)
     return found
 
@@ -175,9 +169,7 @@ class TestBackend:
             assert upward_imports(parsed(path), own, package_of(path)) == []
 
     def test_knows_nothing_of_slicer(self, path):
-        assert (
-            imported_roots(parsed(path), package_of(path)) & (SLICER | {"UADBench", "UADBenchScene"}) == set()
-        )
+        assert imported_roots(parsed(path), package_of(path)) & (SLICER | {"UADBench", "UADBenchScene"}) == set()
 
     def test_is_quiet(self, path):
         assert path.relative_to(BACKEND).parts[0] == "cli" or prints(parsed(path)) == []
@@ -213,9 +205,7 @@ def test_slicer_module_imports():
     for path in module_files():
         tree, own = parsed(path), relative(path)
         if path != MODULE / "UADBench.py":
-            found += [
-                f"{own}: {name}" for name in imported_roots(tree) & {"qt", "ctk", "ScriptedLoadableModule"}
-            ]
+            found += [f"{own}: {name}" for name in imported_roots(tree) & {"qt", "ctk", "ScriptedLoadableModule"}]
         if "UADBenchScene" in path.parts:
             found += [f"{own}: {name}" for name in beyond_the_shared(tree)]
         found += [f"{own}: {danger}" for danger in dangers(tree)]
@@ -226,23 +216,17 @@ def beyond_the_shared(tree: ast.Module) -> list[str]:
     """What a scene file imports of the backend beyond protocol and catalogue, or is too heavy for Slicer."""
     shared = ("UADBenchLib.inference.protocol", "UADBenchLib.bundles.catalogue")
     backend = [name for name, _ in imports(tree) if name.split(".")[0] == "UADBenchLib"]
-    foreign = [
-        name for name in backend if not any(name == one or name.startswith(one + ".") for one in shared)
-    ]
+    foreign = [name for name in backend if not any(name == one or name.startswith(one + ".") for one in shared)]
     return foreign + sorted(imported_roots(tree) & HEAVY)
 
 
 def test_light_modules_stay_light():
     """Neither Slicer nor the command line waits at its start for libraries that it may not need."""
-    light = ["errors", "scan", "geometry", "reading", "writing", "inference.protocol", "bundles.catalogue"]
+    light = ["errors", "scan", "geometry", "formats", "reading", "writing", "inference.protocol", "bundles.catalogue"]
     light += ["cli.main"] if (BACKEND / "cli" / "main.py").exists() else []
-    code = (
-        f"import importlib, sys\nfor name in {light}:\n    importlib.import_module('UADBenchLib.' + name)\n"
-    )
+    code = f"import importlib, sys\nfor name in {light}:\n    importlib.import_module('UADBenchLib.' + name)\n"
     code += f"print(*sorted({HEAVY} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
 

@@ -97,9 +97,7 @@ def test_histogram_counts_above_every_edge_exactly() -> None:
 def test_histogram_average_precision_is_close_to_exact(case: tuple) -> None:
     scores, reference, brain = case
     histogram = Histogram().add(scores, reference, brain)
-    assert histogram.average_precision() == pytest.approx(
-        average_precision(scores, reference, brain), abs=2e-3
-    )
+    assert histogram.average_precision() == pytest.approx(average_precision(scores, reference, brain), abs=2e-3)
     fine = Histogram(bins_per_unit=2.0**14).add(scores, reference, brain)
     assert fine.average_precision() == pytest.approx(average_precision(scores, reference, brain), abs=2e-5)
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from UADBenchLib import geometry, reading, writing
+from UADBenchLib import formats, geometry, reading, writing
 from UADBenchLib.errors import InputError
 from UADBenchLib.scan import Scan
 
@@ -77,6 +77,10 @@ def nrrd(path: Path, values: bytes = bytes(range(250)) * 64, **fields: str) -> P
     text = "".join(f"{name}: {value}\n" for name, value in lines.items() if value)
     path.write_bytes(f"NRRD0004\n# a comment\nkey:=value\n{text}\n".encode() + values)
     return path
+
+
+NO_SPACE = {"space": "", "space_directions": "", "space_origin": ""}
+FOUR = {"dimension": "4", "space_directions": "(6,0,0) (0,6,0) (0,0,6) none"}
 
 
 def dicom(folder: Path, count: int = 20, series: str = "1.2.3.4", **changes: Any) -> Path:
@@ -178,7 +182,7 @@ class TestNifti:
         scan = reading.read_scan(nifti(tmp_path / "a.nii", scl_slope=0.5, scl_inter=-3))
         np.testing.assert_array_equal(scan.voxels.ravel(order="F"), np.arange(8000) * 0.5 - 3)
 
-    @pytest.mark.parametrize("slope", [0.0, np.nan])
+    @pytest.mark.parametrize("slope", [0.0, np.nan, np.inf])
     def test_no_scaling_is_no_scaling(self, tmp_path, slope):
         scan = reading.read_scan(nifti(tmp_path / "a.nii", scl_slope=slope, scl_inter=7))
         np.testing.assert_array_equal(scan.voxels.ravel(order="F"), np.arange(8000))
@@ -191,6 +195,7 @@ class TestNifti:
 
     def test_large_scans_are_read_piece_by_piece(self, tmp_path, monkeypatch):
         monkeypatch.setattr(reading, "_CHUNK", 777)
+        monkeypatch.setattr(formats, "_CHUNK", 777)
         for name in ("a.nii", "a.nii.gz"):
             scan = reading.read_scan(nifti(tmp_path / name))
             np.testing.assert_array_equal(scan.voxels.ravel(order="F"), np.arange(8000))
@@ -212,9 +217,7 @@ class TestNifti:
     def test_a_fourth_dimension_of_one_is_noted(self, tmp_path):
         scan = reading.read_scan(nifti(tmp_path / "a.nii", dim={0: 4, 4: 1}))
         assert scan.shape == (20, 20, 20)
-        assert [(check.level, check.code) for check in scan.checks if check.level == "info"] == [
-            ("info", "NOT_3D")
-        ]
+        assert [(check.level, check.code) for check in scan.checks if check.level == "info"] == [("info", "NOT_3D")]
 
     def test_negative_background_and_extensions_are_fine(self, tmp_path):
         image = nibabel.Nifti1Image(
@@ -243,9 +246,7 @@ class TestOtherFormats:
         import SimpleITK as sitk
 
         values = np.asarray(volume * 100, dtype=np.int16)
-        sitk.WriteImage(
-            geometry.to_sitk(values, affine), str(tmp_path / f"a{suffix}"), useCompression=compress
-        )
+        sitk.WriteImage(geometry.to_sitk(values, affine), str(tmp_path / f"a{suffix}"), useCompression=compress)
         scan = reading.read_scan(tmp_path / f"a{suffix}")
         np.testing.assert_array_equal(scan.voxels, values)
         np.testing.assert_allclose(scan.affine, affine, atol=1e-3)
@@ -255,11 +256,37 @@ class TestOtherFormats:
     @pytest.mark.parametrize("big", [False, True])
     def test_byte_order(self, tmp_path, make, big):
         values = np.arange(8000, dtype=">i2" if big else "<i2").tobytes()
-        fields = (
-            {"BinaryDataByteOrderMSB": str(big)} if make is meta else {"endian": "big" if big else "little"}
-        )
+        fields = {"BinaryDataByteOrderMSB": str(big)} if make is meta else {"endian": "big" if big else "little"}
         scan = reading.read_scan(make(tmp_path / ("a.mha" if make is meta else "a.nrrd"), values, **fields))
         np.testing.assert_array_equal(scan.voxels.ravel(order="F"), np.arange(8000))
+
+    @pytest.mark.parametrize(
+        ("damage", "code"),
+        [
+            (lambda data: data, None),
+            (lambda data: data + b"1234", None),
+            (lambda data: gzip.compress(gzip.decompress(data) + bytes(1 << 24)), "UNREADABLE"),
+            (lambda data: data[: len(data) // 2], "TRUNCATED"),
+            (lambda data: data[:300] + bytes(9) + data[309:], "UNREADABLE"),
+            (lambda data: data[:-6] + bytes([data[-6] ^ 1]) + data[-5:], "UNREADABLE"),
+        ],
+    )
+    @pytest.mark.parametrize("make", [meta, nrrd])
+    def test_damaged_compressed_data(self, tmp_path, make, damage, code):
+        data = damage(gzip.compress(np.arange(8000, dtype="<i2").tobytes(), mtime=0))
+        size = {"CompressedData": "True", "CompressedDataSize": str(len(data))}
+        fields = size if make is meta else {"encoding": "gzip"}
+        path = make(tmp_path / ("a.mha" if make is meta else "a.nrrd"), data, **fields)
+        if code is None:
+            np.testing.assert_array_equal(reading.read_scan(path).voxels.ravel(order="F"), np.arange(8000))
+        else:
+            assert refusal(path) == code
+
+    @pytest.mark.parametrize(("size", "code"), [("", "UNREADABLE"), ("100", "TRUNCATED"), ("-1", "UNREADABLE")])
+    def test_metaimage_with_another_compressed_size(self, tmp_path, size, code):
+        data = zlib.compress(np.arange(8000, dtype="<i2").tobytes())
+        path = meta(tmp_path / "a.mha", data, CompressedData="True", CompressedDataSize=size)
+        assert refusal(path) == code
 
     @pytest.mark.parametrize(
         ("space", "signs"), [("RAS", (1, 1)), ("left-anterior-superior", (-1, 1)), ("LPS", (-1, -1))]
@@ -333,9 +360,7 @@ class TestDicom:
         content = first.read_bytes()
         end = content.index(b"\x08\x00\x16\x00")  # where the data set begins
         changed = content[:end].replace(b"1.2.840.10008.1.2.1\x00", b"1.2.840.10008.1.2.1.99")
-        changed = changed.replace(
-            b"\x14\x00" + b"1.2.840.10008.1.2.1.99", b"\x16\x00" + b"1.2.840.10008.1.2.1.99"
-        )
+        changed = changed.replace(b"\x14\x00" + b"1.2.840.10008.1.2.1.99", b"\x16\x00" + b"1.2.840.10008.1.2.1.99")
         (length,) = struct.unpack("<I", changed[140:144])
         first.write_bytes(changed[:140] + struct.pack("<I", length + 2) + changed[144:] + bomb)
         tracemalloc.start()
@@ -386,7 +411,7 @@ class TestDicom:
         assert refusal(tmp_path) == "UNKNOWN_FORMAT"
 
     def test_too_many_files(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(reading, "_MOST_FILES", 3)
+        monkeypatch.setattr(formats, "_MOST_FILES", 3)
         assert refusal(dicom(tmp_path / "a", 4)) == "TOO_LARGE"
 
     def test_an_unknown_transfer_syntax(self, tmp_path):
@@ -443,7 +468,7 @@ class TestRefusals:
             ({"datatype": 1536}, "DATA_TYPE"),
             ({"datatype": 1}, "DATA_TYPE"),
             ({"datatype": 4711}, "DATA_TYPE"),
-            ({"scl_slope": np.inf}, "INTEGER_OVERFLOW"),
+            ({"scl_slope": 2, "scl_inter": np.inf}, "INTEGER_OVERFLOW"),
             ({"scl_slope": 1e36}, "INTEGER_OVERFLOW"),
             ({"vox_offset": np.nan}, "UNREADABLE"),
             ({"vox_offset": -5}, "UNREADABLE"),
@@ -467,9 +492,7 @@ class TestRefusals:
         assert refusal(nifti(tmp_path / f"a{suffix}", **fields)) == code
 
     def test_a_scan_longer_than_a_person(self, tmp_path):
-        path = nifti(
-            tmp_path / "a.nii", np.arange(10 * 20 * 20 * 6, dtype=np.int16), dim={1: 60}, srow_x={0: 9}
-        )
+        path = nifti(tmp_path / "a.nii", np.arange(10 * 20 * 20 * 6, dtype=np.int16), dim={1: 60}, srow_x={0: 9})
         assert refusal(path) == "EXTENT"
 
     @pytest.mark.parametrize(
@@ -477,13 +500,16 @@ class TestRefusals:
         [
             ({"DimSize": "20 20"}, "UNREADABLE"),
             ({"DimSize": "20 20 x"}, "UNREADABLE"),
-            ({"DimSize": "20 20 -20"}, "UNREADABLE"),
+            ({"DimSize": "20 20 -20"}, "TOO_LARGE"),
+            ({"DimSize": "20 20 0"}, "NOT_3D"),
             ({"DimSize": "20 20 99999999999"}, "TOO_LARGE"),
             ({"DimSize": "20 20 21"}, "TRUNCATED"),
             ({"NDims": "2", "DimSize": "20 20"}, "NOT_3D"),
             ({"NDims": "4", "DimSize": "20 20 20 1"}, "NOT_3D"),
+            ({"NDims": "100"}, "NOT_3D"),
+            ({"NDims": "-3"}, "NOT_3D"),
+            ({"NDims": "3\nNDims = 100"}, "UNREADABLE"),
             ({"ElementType": "MET_OTHER"}, "DATA_TYPE"),
-            ({"ElementType": "MET_FLOAT_ARRAY"}, "SEVERAL_COMPONENTS"),
             ({"ElementNumberOfChannels": "3"}, "SEVERAL_COMPONENTS"),
             ({"ElementDataFile": "LIST"}, "UNREADABLE"),
             ({"ElementDataFile": "slice%03d.raw"}, "UNREADABLE"),
@@ -492,10 +518,8 @@ class TestRefusals:
             ({"ElementDataFile": "missing.raw"}, "UNREADABLE"),
             ({"ElementDataFile": ".."}, "UNREADABLE"),
             ({"BinaryData": "False"}, "UNREADABLE"),
-            ({"ObjectType": "Tube"}, "UNREADABLE"),
             ({"ElementType": ""}, "UNREADABLE"),
             ({"CompressedData": "True"}, "UNREADABLE"),
-            ({"TransformMatrix": "1 0 0 0 1 0 0 0"}, "UNREADABLE"),
             ({"TransformMatrix": "1 0 0 0 1 0 0 1 0"}, "AFFINE_SINGULAR"),
             ({"ElementSpacing": "6 6 nan"}, "AFFINE_SINGULAR"),
             ({"ElementSpacing": "6 6 0.01"}, "VOXEL_SIZE"),
@@ -512,18 +536,17 @@ class TestRefusals:
             ({"sizes": "20 20 99999999999"}, "TOO_LARGE"),
             ({"sizes": "20 20 21"}, "TRUNCATED"),
             ({"sizes": ""}, "UNREADABLE"),
-            ({"dimension": "2", "sizes": "80 100"}, "NOT_3D"),
+            ({"dimension": "2", "sizes": "80 100", "kinds": "", **NO_SPACE}, "NOT_3D"),
             ({"dimension": "99"}, "UNREADABLE"),
-            ({"dimension": "4", "sizes": "20 20 20 2", "kinds": "domain domain domain time"}, "NOT_3D"),
-            (
-                {"dimension": "4", "sizes": "3 20 20 20", "kinds": "vector domain domain domain"},
-                "SEVERAL_COMPONENTS",
-            ),
-            ({"type": "block"}, "DATA_TYPE"),
+            ({"dimension": "4", "sizes": "20 20 10 2", "kinds": "", **NO_SPACE}, "NOT_3D"),
+            ({**FOUR, "sizes": "20 20 10 2", "kinds": "domain domain domain time"}, "NOT_3D"),
+            ({**FOUR, "sizes": "20 20 10 2", "kinds": "domain domain domain list"}, "SEVERAL_COMPONENTS"),
+            ({"type": "block", "block_size": "2"}, "DATA_TYPE"),
             ({"encoding": "hex"}, "UNREADABLE"),
             ({"encoding": "gzip"}, "UNREADABLE"),
             ({"data_file": "a.raw"}, "UNREADABLE"),
-            ({"byte_skip": "-1"}, "UNREADABLE"),
+            ({"DataFile": "a.raw"}, "UNREADABLE"),
+            ({"byte_skip": "2"}, "TRUNCATED"),
             ({"space_directions": "(6,0,0) (0,6,0)"}, "UNREADABLE"),
             ({"space_directions": "(6,0,0) (0,6,0) (0,0,x)"}, "UNREADABLE"),
             ({"space_directions": "(6,0,0) (0,6,0) (0,6,0)"}, "AFFINE_SINGULAR"),
@@ -590,9 +613,7 @@ class TestRefusals:
         os.mkfifo(tmp_path / "a.nii")
         assert refusal(tmp_path / "a.nii") == "UNKNOWN_FORMAT"
 
-    @pytest.mark.skipif(
-        not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read everything"
-    )
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read everything")
     def test_no_permission(self, tmp_path):
         nifti(tmp_path / "a.nii").chmod(0)
         assert refusal(tmp_path / "a.nii") == "UNREADABLE"
@@ -601,14 +622,14 @@ class TestRefusals:
         def fail(*_: Any) -> None:
             raise OSError("input/output error")
 
-        monkeypatch.setattr(reading, "_file_voxels", fail)
+        monkeypatch.setattr(formats, "_nifti_voxels", fail)
         assert refusal(nifti(tmp_path / "a.nii")) == "UNREADABLE"
 
     def test_not_enough_memory(self, tmp_path, monkeypatch):
         def fail(*_: Any) -> None:
             raise MemoryError
 
-        monkeypatch.setattr(reading, "_file_voxels", fail)
+        monkeypatch.setattr(formats, "_nifti_voxels", fail)
         assert refusal(nifti(tmp_path / "a.nii")) == "TOO_LARGE"
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -658,9 +679,7 @@ class TestWarnings:
         np.testing.assert_allclose(reading.read_scan(path).affine, np.diag([6.0, 6, 6, 1]))
 
     def test_sform_and_qform_agree(self, tmp_path):
-        assert "AFFINE_CONFLICT" not in codes(
-            nifti(tmp_path / "a.nii", qform_code=1, qoffset_x=0.05), "warning"
-        )
+        assert "AFFINE_CONFLICT" not in codes(nifti(tmp_path / "a.nii", qform_code=1, qoffset_x=0.05), "warning")
 
     def test_no_spatial_information(self, tmp_path):
         path = nifti(tmp_path / "a.nii", sform_code=0)
@@ -684,7 +703,7 @@ class TestWarnings:
 
 
 class TestHarm:
-    @pytest.mark.parametrize(("size", "said"), [(1200, "6.4 GiB"), (900, "1458000352 bytes")])
+    @pytest.mark.parametrize(("size", "said"), [(1200, "6.4 GiB"), (900, "1458000000 bytes")])
     def test_a_bomb_takes_no_memory(self, tmp_path, size, said):
         """Too large by itself, and too large for its file."""
         bomb = header(dim={1: size, 2: size, 3: size}).binaryblock + bytes(4)
@@ -699,7 +718,8 @@ class TestHarm:
     def test_a_short_file_is_refused_before_voxels_are_read(self, tmp_path, make, name, monkeypatch):
         path = make(tmp_path / name)
         path.write_bytes(path.read_bytes()[:-2])
-        monkeypatch.setattr(reading, "_file_voxels", lambda *_: pytest.fail("voxels were read"))
+        for loader in ("_nifti_voxels", "_itk_voxels"):
+            monkeypatch.setattr(formats, loader, lambda *_: pytest.fail("voxels were read"))
         assert refusal(path) == "TRUNCATED"
 
     def test_what_inflates_beyond_the_declared_size_is_left(self, tmp_path):
@@ -727,9 +747,7 @@ class TestHarm:
         tracemalloc.stop()
         assert peak < 1.7 * 4 * 128**3
 
-    @pytest.mark.parametrize(
-        ("suffix", "count"), [(".nii", 240), (".nii.gz", 120), (".mha", 120), (".nrrd", 120)]
-    )
+    @pytest.mark.parametrize(("suffix", "count"), [(".nii", 240), (".nii.gz", 120), (".mha", 120), (".nrrd", 120)])
     def test_mutated_files_are_read_or_refused(self, tmp_path, suffix, count):
         path = tmp_path / f"a{suffix}"
         make = {".mha": meta, ".nrrd": nrrd}.get(suffix, nifti)
@@ -751,9 +769,7 @@ class TestHarm:
         assert peak < 1 << 26
         assert 0 < read < count
 
-    @given(
-        content=st.binary(max_size=600), suffix=st.sampled_from([".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"])
-    )
+    @given(content=st.binary(max_size=600), suffix=st.sampled_from([".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"]))
     @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_noise_is_refused(self, tmp_path, content, suffix):
         starts = {".nii": b"\x5c\x01\0\0", ".nii.gz": b"\x1f\x8b\x08\0", ".nrrd": b"NRRD0004\n"}
@@ -795,9 +811,7 @@ class TestMask:
         fine[:3, :3] /= 2
         mask = scan.voxels > 60
         shape = tuple(2 * size for size in scan.shape)
-        writing.write_volume(
-            tmp_path / "m.nii.gz", geometry.resample(mask, scan.affine, shape, fine, order=0), fine
-        )
+        writing.write_volume(tmp_path / "m.nii.gz", geometry.resample(mask, scan.affine, shape, fine, order=0), fine)
         got = reading.read_mask(tmp_path / "m.nii.gz", scan)
         assert (got != mask).mean() < 0.001
 
@@ -844,9 +858,7 @@ class TestPrivacy:
         """All that reading and writing again make known of a file, as one text."""
         scan = reading.read_scan(path)
         writing.write_volume(out / "map.nii", scan.voxels, scan.affine)
-        writing.write_json(
-            out / "map.json", {"provenance": scan.provenance, "checks": [vars(c) for c in scan.checks]}
-        )
+        writing.write_json(out / "map.json", {"provenance": scan.provenance, "checks": [vars(c) for c in scan.checks]})
         files = "".join(part.read_bytes().decode("latin-1") for part in out.iterdir())
         described = [scan.stem, scan.contrast, scan.checks, scan.provenance, reading.check_file(path)]
         return repr(described) + files
@@ -879,16 +891,14 @@ class TestPrivacy:
 
     @pytest.mark.parametrize("make", [meta, nrrd])
     def test_text_headers(self, tmp_path, make):
-        path = make(
-            tmp_path / ("a.mha" if make is meta else "a.nrrd"), PatientName=PLANTED[0], content=PLANTED[2]
-        )
+        fields = {"PatientName": PLANTED[0]} if make is meta else {"content": PLANTED[2]}
+        path = make(tmp_path / ("a.mha" if make is meta else "a.nrrd"), **fields)
+        path.write_bytes(path.read_bytes().replace(b"key:=value", f"Patient:={PLANTED[1]}".encode()))
         (tmp_path / "out").mkdir()
         told = self.everything(path, tmp_path / "out")
         assert not [text for text in PLANTED if text in told]
 
-    @pytest.mark.parametrize(
-        "field", ["type", "sizes", "encoding", "space_directions", "dimension", "endian"]
-    )
+    @pytest.mark.parametrize("field", ["type", "sizes", "encoding", "space_directions", "dimension", "endian"])
     def test_refusals_do_not_quote_headers(self, tmp_path, field, capfd):
         path = nrrd(tmp_path / "a.nrrd", **{field: PLANTED[0]})
         assert PLANTED[0] not in repr(reading.check_file(path)).upper()
@@ -901,14 +911,9 @@ class TestPrivacy:
                 import pydicom
 
                 start = (
-                    content.index(
-                        struct.pack("<HH", *divmod(int(pydicom.datadict.tag_for_keyword(tag)), 65536))
-                    )
-                    + 8
+                    content.index(struct.pack("<HH", *divmod(int(pydicom.datadict.tag_for_keyword(tag)), 65536))) + 8
                 )
-                path.write_bytes(
-                    content[:start] + b"ZEBRAFINCH"[: 2 if tag == "Rows" else 4] + content[start + 4 :]
-                )
+                path.write_bytes(content[:start] + b"ZEBRAFINCH"[: 2 if tag == "Rows" else 4] + content[start + 4 :])
             told = repr(reading.check_file(folder))
             assert "ZEBR" not in told
         assert "ZEBR" not in "".join(capfd.readouterr())

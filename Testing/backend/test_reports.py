@@ -110,8 +110,7 @@ def test_all_files_of_the_interface_are_written(scan: Scan, reference: np.ndarra
     }
     both = "sub-1_T1w_model-consensus"
     expected |= {
-        f"{both}{rest}"
-        for rest in ("_anomaly.nii.gz", "_label-anomaly_mask.nii.gz", "_findings.csv", ".json", ".png")
+        f"{both}{rest}" for rest in ("_anomaly.nii.gz", "_label-anomaly_mask.nii.gz", "_findings.csv", ".json", ".png")
     }
     assert {path.name for path in written} == expected
     assert {path.name for path in (tmp_path / "a" / "out").iterdir()} == expected
@@ -128,9 +127,7 @@ def test_all_files_of_the_interface_are_written(scan: Scan, reference: np.ndarra
     assert summary["scan"] == "sub-1_T1w" and summary["metrics"]["dice"] == pytest.approx(2 * 64 / (72 + 64))
 
 
-def test_nothing_is_left_when_a_file_fails(
-    scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_left_when_a_file_fails(scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:
         raise InputError("DISK_FULL", "no space left", "free some")
 
@@ -223,9 +220,7 @@ def test_text_from_outside_is_escaped(scan: Scan) -> None:
     assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
 
 
-def drawn(
-    scan: Scan, tmp_path: Path, *detections: Detected, reference: np.ndarray | None = None
-) -> np.ndarray:
+def drawn(scan: Scan, tmp_path: Path, *detections: Detected, reference: np.ndarray | None = None) -> np.ndarray:
     from matplotlib.image import imread
 
     path = figure.detection_figure(tmp_path / "figure.png", scan, list(detections), reference)

@@ -182,7 +182,7 @@ def test_detect_gives_arrays_findings_and_rising_progress(client: Client, tmp_pa
     folder = job_folder(tmp_path, "a")
     detect(client, folder, "a", "fae", "andi", reference="reference.npy")
     result = client.until("result", job="a")
-    assert result["answers"] == "detect"
+    assert result["kind"] == "detect"
     assert [detection["model"] for detection in result["detections"]] == ["fae", "andi"]
     first = result["detections"][0]
     scores = np.load(folder / first["map"], allow_pickle=False)
@@ -244,7 +244,7 @@ def test_threshold_gives_a_new_mask_even_while_another_job_runs(client: Client, 
     detect(client, job_folder(tmp_path, "b"), "b", "slow")
     for threshold, voxels in ((0.5, 1680), (5.0, 64), (7.0, 0)):
         client.send(request="threshold", job="a", model="fae", threshold=threshold, minimum_ml=0)
-        row = client.until("result", job="a", answers="threshold")["detections"][0]
+        row = client.until("result", job="a", kind="threshold")["detections"][0]
         assert np.load(folder / row["mask"], allow_pickle=False).sum() == voxels
         assert row["threshold"] == threshold and len(row["findings"]) == bool(voxels)
     assert len(list(folder.glob("threshold_*"))) == 2
@@ -254,11 +254,9 @@ def test_threshold_gives_a_new_mask_even_while_another_job_runs(client: Client, 
 
 def test_models_and_devices(client: Client) -> None:
     client.send(request="models")
-    assert client.until("result", answers="models")["models"][0]["id"] == "fae-t1w-compact"
+    assert client.until("result", kind="models")["models"][0]["id"] == "fae-t1w-compact"
     client.send(request="device")
-    assert client.until("result", answers="device")["devices"] == [
-        {"id": "cpu", "name": "CPU", "memory_free_gb": 1.5}
-    ]
+    assert client.until("result", kind="device")["devices"] == [{"id": "cpu", "name": "CPU", "memory_free_gb": 1.5}]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +269,7 @@ def test_garbage_is_answered_and_survived(client: Client, line: bytes) -> None:
     client.raw(line)
     assert client.until("failed")["code"] in ("BAD_REQUEST", "JOB_UNKNOWN")
     client.send(request="device")
-    client.until("result", answers="device")
+    client.until("result", kind="device")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
-"""A scene without the application: slicer-core's MRML, with the logics that volumes, colours and segmentations need.
+"""A scene without the application: slicer-core's MRML, with the logics that volumes, colours and
+segmentations need.
 
-Run in an environment of its own (``pip install slicer-core pytest pillow``), since slicer-core brings its own VTK.
+Run in an environment of its own (``pip install slicer-core pytest pillow``), since slicer-core brings its
+own VTK.
 """
 
 from __future__ import annotations

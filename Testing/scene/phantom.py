@@ -1,4 +1,6 @@
-"""A head-like phantom with two anomalies, and the result that a detection of them would give; for the scene tests only."""
+"""A head-like phantom with two anomalies, and the result that a detection of them would give; for the scene
+tests only.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,10 @@ def affine_of(spacing=(1.8, 1.7, 1.9), degrees=(0.0, 0.0, 0.0), left_handed=Fals
 def head(shape=SHAPE) -> np.ndarray:
     """Return a scan of something with a skull, grey and white matter and ventricles; float32, (i, j, k)."""
     generator = np.random.default_rng(0)
-    x, y, z = [(np.arange(n).reshape([-1 if k == axis else 1 for k in range(3)]) - n / 2) / (n / 2) for axis, n in enumerate(shape)]
+    x, y, z = [
+        (np.arange(n).reshape([-1 if k == axis else 1 for k in range(3)]) - n / 2) / (n / 2)
+        for axis, n in enumerate(shape)
+    ]
     radius = np.sqrt((x / 0.86) ** 2 + (y / 0.92) ** 2 + (z / 0.9) ** 2)
     folds = 0.03 * (np.cos(17 * np.arctan2(y, x)) + np.cos(13 * np.arctan2(z, y)))
     voxels = np.where(radius < 1.0, 420.0, 0.0)
@@ -49,9 +54,13 @@ def head(shape=SHAPE) -> np.ndarray:
 
 def blob(shape, centre, radius, peak) -> np.ndarray:
     """Return a cone of height ``peak`` about a voxel."""
-    grid = np.indices(shape, dtype=np.float32)
-    distance = np.sqrt(sum((grid[k] - centre[k]) ** 2 for k in range(3)))
-    return (peak * np.clip(1.0 - distance / radius, 0, None)).astype(np.float32)
+    corner = [max(0, int(c - radius)) for c in centre]
+    box = tuple(slice(low, int(c + radius) + 2) for low, c in zip(corner, centre, strict=True))
+    cone = np.zeros(shape, dtype=np.float32)
+    grid = np.indices(cone[box].shape, dtype=np.float32)
+    distance = np.sqrt(sum((grid[k] + corner[k] - centre[k]) ** 2 for k in range(3)))
+    cone[box] = peak * np.clip(1.0 - distance / radius, 0, None)
+    return cone
 
 
 CENTRES = ((62, 70, 50), (30, 48, 50))
@@ -67,8 +76,13 @@ def result(affine: np.ndarray, shape=SHAPE, threshold=3.0, centres=CENTRES, mode
     findings = []
     for number, (centre, peak) in enumerate(zip(centres, peaks, strict=True), start=1):
         place = affine @ np.array([*centre, 1.0])
-        row = {"index": number, "volume_ml": float(mask.sum() * voxel_ml / len(centres)), "peak_z": peak, "mean_z": 4.5}
+        row = {
+            "index": number,
+            "volume_ml": float(mask.sum() * voxel_ml / len(centres)),
+            "peak_z": peak,
+            "mean_z": 4.5,
+        }
         row |= {f"{what}_{axis}": float(place[k]) for what in ("centroid", "peak") for k, axis in enumerate("ras")}
         findings.append(row | {"region": "left frontal", "status": "", "overlap": None})
-    summary = {"model": model, "stem": "scan", "threshold": threshold, "note": "a;b:c <é> \"quoted\" 100 %"}
+    summary = {"model": model, "stem": "scan", "threshold": threshold, "note": 'a;b:c <é> "quoted" 100 %'}
     return Result(model, anomaly, mask, affine, threshold, "fpr-1pct", "20 healthy scans", findings, summary)

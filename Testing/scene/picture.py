@@ -1,7 +1,9 @@
-"""What a slice view shows of a result, composed on the processor: scan, map over it, outlines of the segments.
+"""What a slice view shows of a result, composed on the processor: scan, map over it, outlines of the
+segments.
 
-For tests and documentation only. The two volume layers are composed by Slicer's own slice logic, with its window, threshold
-and colours; the outlines are drawn from the segments' label map, as the application draws them with OpenGL.
+For tests and documentation only. The two volume layers are composed by Slicer's own slice logic, with its
+window, threshold and colours; the outlines are drawn from the segments' label map, as the application draws
+them with OpenGL.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from UADBenchScene import results
 from vtk.util.numpy_support import vtk_to_numpy
 
 
-def slice_picture(scene, nodes, orientation: str, place, size: int = 300, field_mm: float = 230.0) -> np.ndarray:
-    """Return one slice through a place.
+def slice_picture(scene, nodes, orientation: str, place, size: int = 320, field_mm: float = 220.0) -> tuple:
+    """Return one slice through a place, with the head in the middle.
 
     Parameters
     ----------
@@ -31,10 +33,13 @@ def slice_picture(scene, nodes, orientation: str, place, size: int = 300, field_
 
     Returns
     -------
-    numpy.ndarray
+    picture : numpy.ndarray
         Shape (size, size, 3), uint8, first row at the top.
+    pixel : numpy.ndarray
+        Row and column of the place.
     """
-    logic, view, composite = slicer.vtkMRMLSliceLogic(), _view(scene, orientation, place, size, field_mm), None
+    logic = slicer.vtkMRMLSliceLogic()
+    view = _view(scene, orientation, place, results.input_of(nodes.map), size, field_mm)
     composite = scene.mrml.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
     logic.SetMRMLApplicationLogic(scene.application)
     logic.SetMRMLScene(scene.mrml)
@@ -49,11 +54,14 @@ def slice_picture(scene, nodes, orientation: str, place, size: int = 300, field_
     image = producer.GetOutput()
     rgb = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(size, size, -1)[::-1, :, :3].copy()
     _draw_outlines(rgb, nodes.segmentation, view)
-    return rgb
+    to_pixel = vtk.vtkMatrix4x4()
+    vtk.vtkMatrix4x4.Invert(view.GetXYToRAS(), to_pixel)
+    column, row = to_pixel.MultiplyPoint((*(float(x) for x in place), 1.0))[:2]
+    return rgb, np.array([size - 1 - row, column])
 
 
-def _view(scene, orientation: str, place, size: int, field_mm: float):
-    """Add a slice node that looks at a place."""
+def _view(scene, orientation: str, place, volume, size: int, field_mm: float):
+    """Add a slice node that goes through a place and has a volume in its middle."""
     view = scene.mrml.AddNewNodeByClass("vtkMRMLSliceNode", orientation)
     view.SetLayoutName(f"{orientation} {view.GetID()}")
     view.AddSliceOrientationPreset("Axial", _preset(slicer.vtkMRMLSliceNode.GetAxialSliceToRASMatrix))
@@ -62,7 +70,10 @@ def _view(scene, orientation: str, place, size: int, field_mm: float):
     view.SetOrientation(orientation)
     view.SetDimensions(size, size, 1)
     view.SetFieldOfView(field_mm, field_mm, 1.0)
-    view.JumpSliceByCentering(*(float(x) for x in place))
+    bounds = np.zeros(6)
+    volume.GetRASBounds(bounds)
+    view.JumpSliceByCentering(*(bounds.reshape(3, 2).mean(axis=1)))
+    view.JumpSliceByOffsetting(*(float(x) for x in place))
     view.UpdateMatrices()
     return view
 
@@ -82,7 +93,7 @@ def _draw_outlines(rgb: np.ndarray, segmentation_node, view) -> None:
         inside = _sample(segment, segmentation_node, view, rgb.shape[:2])
         border = np.zeros_like(inside)
         for axis in (0, 1):
-            for shift in (-1, 1):
+            for shift in (-2, -1, 1, 2):
                 border |= inside & ~np.roll(inside, shift, axis)
         rgb[border] = np.round(255 * np.array(segment.GetColor())).astype(np.uint8)
 

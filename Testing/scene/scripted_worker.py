@@ -1,7 +1,9 @@
-"""The real worker with a detector that computes nothing: the map is the scan itself. For the worker tests only.
+"""The real worker with a detector that computes nothing: the map is the scan itself. For the worker tests
+only.
 
-The device of a request says how it behaves: ``cpu`` is quick, ``slow`` takes 20 seconds in small steps, ``deaf`` takes 60 in
-one step with a child process of its own, ``crash`` kills the process, ``refuse`` refuses.
+The device of a request says how it behaves: ``cpu`` is quick, ``slow`` takes 20 seconds in small steps,
+``deaf`` takes 60 in one step with a child process of its own, ``crash`` kills the process, ``refuse``
+refuses.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from UADBenchLib.errors import InputError
 from UADBenchLib.inference import worker
 from UADBenchLib.scan import Check
@@ -57,7 +60,12 @@ class Detection:
         if self.map[index] < self.threshold:
             return []
         place = self.affine @ np.array([*index, 1.0])
-        row = {"index": 1, "volume_ml": float(self.mask.sum()), "peak_z": float(self.map[index]), "mean_z": 4.0}
+        row = {
+            "index": 1,
+            "volume_ml": float(self.mask.sum()),
+            "peak_z": float(self.map[index]),
+            "mean_z": 4.0,
+        }
         row |= {f"{what}_{axis}": float(place[k]) for what in ("centroid", "peak") for k, axis in enumerate("ras")}
         return [Finding(row | {"region": "", "status": "", "overlap": None})]
 
@@ -65,7 +73,7 @@ class Detection:
         return {"stem": stem, "model": self.model, "device": self.provenance["device"]}
 
 
-def detect(scan, models, *, brain_mask, reference, operating_point, device, minimum_ml, progress) -> list[Detection]:
+def detect(scan, models, *, brain_mask, reference, operating_point, device, minimum_ml, progress):
     """Stand in for ``detector.detect``."""
     print("a library that prints to stdout", flush=True)
     if device == "crash":
@@ -76,7 +84,7 @@ def detect(scan, models, *, brain_mask, reference, operating_point, device, mini
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         Path(os.environ["UADBENCH_TEST_PID"]).write_text(str(child.pid))
         time.sleep(60)
-    steps, pause = (400, 0.05) if device == "slow" else (10, 0.01)
+    steps, pause = (400, 0.05) if device == "slow" else (10, 0.03)
     for step in range(steps):
         progress("scoring", step / steps)
         time.sleep(pause)

@@ -57,7 +57,7 @@ def segment_places(node, index: int) -> np.ndarray:
     return np.array([to_ras.MultiplyPoint((*index_, 1.0))[:3] for index_ in ijk])
 
 
-# ------------------------------------------------------------------------------------------------------------ place
+# ---------------------------------------------------------------------------------------------------- place
 
 
 def test_map_segmentation_and_table_agree_on_the_place_of_the_peak(volume):
@@ -104,7 +104,7 @@ def test_jumping_to_a_finding_centres_the_slice_on_it(scene, volume):
         results.place_of_finding(nodes.findings, 2)
 
 
-# ---------------------------------------------------------------------------------------------------------- display
+# -------------------------------------------------------------------------------------------------- display
 
 
 def test_scale_is_fixed_and_shared_by_all_models(volume):
@@ -122,7 +122,11 @@ def test_colours_rise_in_lightness_for_any_colour_vision(scene):
     node = results.colours(scene.mrml)
     assert results.colours(scene.mrml) is node
     rgb = np.array([node.GetLookupTable().GetTableValue(i)[:3] for i in range(node.GetNumberOfColors())])
-    lightness = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+    lightness = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [
+        0.2126,
+        0.7152,
+        0.0722,
+    ]
     assert len(rgb) == 256 and np.all(np.diff(lightness) > 0)
     assert lightness[0] < 0.02 and lightness[-1] > 0.85
 
@@ -132,7 +136,7 @@ def test_outlines_leave_the_map_visible(volume):
     assert display.GetVisibility2DOutline() and not display.GetVisibility2DFill()
 
 
-# ----------------------------------------------------------------------------------------------------- description
+# ---------------------------------------------------------------------------------------------- description
 
 
 def test_nodes_say_where_they_come_from(volume):
@@ -140,7 +144,11 @@ def test_nodes_say_where_they_come_from(volume):
     assert nodes.map.GetName() == "sub-1_T1w anomaly map (disyre-t1w-compact)"
     assert nodes.segmentation.GetName() == "sub-1_T1w anomalies (disyre-t1w-compact)"
     assert nodes.findings.GetName() == "sub-1_T1w findings (disyre-t1w-compact)"
-    for node, role in ((nodes.map, "map"), (nodes.segmentation, "segmentation"), (nodes.findings, "findings")):
+    for node, role in (
+        (nodes.map, "map"),
+        (nodes.segmentation, "segmentation"),
+        (nodes.findings, "findings"),
+    ):
         assert results.input_of(node) is volume
         assert node.GetAttribute("UADBench.Role") == role
         assert node.GetAttribute("UADBench.Model") == "disyre-t1w-compact"
@@ -196,7 +204,7 @@ def test_status_of_a_finding_has_its_colour(volume):
     assert segmentation.GetNthSegment(0).GetColor() != segmentation.GetNthSegment(1).GetColor()
 
 
-# ------------------------------------------------------------------------------------------- number of findings
+# --------------------------------------------------------------------------------------- number of findings
 
 
 def test_no_finding_is_a_result(volume):
@@ -220,7 +228,7 @@ def test_many_findings_share_the_last_segment(volume):
     assert counted == int(phantom.result(MM["oblique"], centres=centres).mask.sum())
 
 
-# --------------------------------------------------------------------------------------------------- second thoughts
+# ------------------------------------------------------------------------------------------ second thoughts
 
 
 def test_a_second_run_makes_new_nodes(volume):
@@ -242,7 +250,11 @@ def test_moving_the_threshold_changes_the_nodes_of_the_result(volume):
     nodes = add(volume)
     before = len(segment_places(nodes.segmentation, 0))
     changed = results.change_threshold(nodes.map, moved(volume, 7.0))
-    assert (changed.map, changed.segmentation, changed.findings) == (nodes.map, nodes.segmentation, nodes.findings)
+    assert (changed.map, changed.segmentation, changed.findings) == (
+        nodes.map,
+        nodes.segmentation,
+        nodes.findings,
+    )
     assert nodes.segmentation.GetSegmentation().GetNumberOfSegments() == 1
     assert 0 < len(segment_places(nodes.segmentation, 0)) < before
     assert [row["peak_z"] for row in results.rows_of(nodes.findings)] == [9.0]
@@ -311,7 +323,7 @@ def test_results_join_the_study_of_the_input(scene):
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(nodes.map)) == study
 
 
-# -------------------------------------------------------------------------------------------------------- saving
+# --------------------------------------------------------------------------------------------------- saving
 
 
 def save(scene: Scene, nodes: results.ResultNodes, volume, folder) -> str:
@@ -355,16 +367,16 @@ def test_a_saved_result_is_restored(restored):
     for old, new in zip(old_rows, new_rows, strict=True):
         numbers = {name: value for name, value in old.items() if isinstance(value, float)}
         assert {name: new[name] for name in numbers} == pytest.approx(numbers, abs=1e-4, nan_ok=True)
-        assert [new[name] for name in ("index", "region", "status")] == [old[name] for name in ("index", "region", "status")]
+        assert [new[name] for name in ("index", "region", "status")] == [
+            old[name] for name in ("index", "region", "status")
+        ]
 
 
 def test_a_restored_result_is_in_its_place_with_its_tags(restored):
     before, after, _other = restored
     found = results.nodes_of(after)
     np.testing.assert_allclose(brightest_place(after), brightest_place(before.map), atol=1e-3)
-    np.testing.assert_allclose(
-        results.place_of_finding(found.findings, 0), brightest_place(before.map), atol=1e-3
-    )
+    np.testing.assert_allclose(results.place_of_finding(found.findings, 0), brightest_place(before.map), atol=1e-3)
     for index in range(2):
         old, new = segment_places(before.segmentation, index), segment_places(found.segmentation, index)
         np.testing.assert_allclose(new.mean(axis=0), old.mean(axis=0), atol=1e-3)

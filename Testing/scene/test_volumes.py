@@ -33,7 +33,9 @@ def test_voxels_and_affine(scene, affine, kind):
 
 
 def test_agrees_with_the_applications_own_reading(scene):
-    """The array is the transpose of Slicer's (k, j, i), and the place of a voxel is what the node itself says it is."""
+    """The array is the transpose of Slicer's (k, j, i), and the place of a voxel is what the node itself
+    says it is.
+    """
     node = scene.volume(counted(), AFFINES["oblique left-handed"])
     voxels, affine = volumes.read_volume(node)
     np.testing.assert_array_equal(voxels, slicer.util.arrayFromVolume(node).transpose(2, 1, 0))

@@ -63,8 +63,9 @@ _ANCHORS = (
     (0.8, 250, 152, 30),
     (1.0, 250, 244, 170),
 )
-# Colours that people with any colour vision tell apart from each other and from the scale above.
-_FOUND, _TRUE, _FALSE, _REST = (0.34, 0.71, 0.91), (0.0, 0.62, 0.45), (0.9, 0.62, 0.0), (0.75, 0.75, 0.75)
+# Cool colours, none of which is in the scale above: outlines lie on the map. With a reference the findings
+# are green (true) or blue (false), which stay apart with any colour vision; without one all are blue.
+_FOUND, _TRUE, _FALSE, _REST = (0.34, 0.71, 0.91), (0.0, 0.75, 0.5), (0.34, 0.71, 0.91), (0.75, 0.75, 0.75)
 
 
 @dataclass
@@ -135,14 +136,8 @@ def add_result(volume: Any, result: Result) -> ResultNodes:
         that were computed on.
     """
     if volume is None or volume.GetScene() is None:
-        raise SceneError(
-            "SCENE_CLOSED", "the input volume is no longer in the scene", "load it and detect again"
-        )
-    if (
-        result.map is None
-        or volume.GetImageData() is None
-        or volume.GetImageData().GetDimensions() != result.map.shape
-    ):
+        raise SceneError("SCENE_CLOSED", "the input volume is no longer in the scene", "load it and detect again")
+    if result.map is None or volume.GetImageData() is None or volume.GetImageData().GetDimensions() != result.map.shape:
         raise SceneError(
             "LATTICE_CHANGED",
             f"the voxels of '{volume.GetName()}' changed meanwhile",
@@ -183,13 +178,9 @@ def change_threshold(map_node: Any, result: Result) -> ResultNodes:
     """
     volume = input_of(map_node)
     if volume is None:
-        raise SceneError(
-            "SCENE_CLOSED", "the map's input volume is no longer in the scene", "load it and detect again"
-        )
+        raise SceneError("SCENE_CLOSED", "the map's input volume is no longer in the scene", "load it and detect again")
     if map_node.GetImageData().GetDimensions() != result.mask.shape:
-        raise SceneError(
-            "LATTICE_CHANGED", f"the voxels of '{map_node.GetName()}' changed meanwhile", "detect again"
-        )
+        raise SceneError("LATTICE_CHANGED", f"the voxels of '{map_node.GetName()}' changed meanwhile", "detect again")
     nodes = nodes_of(map_node)
     segmentation, table = nodes.segmentation, nodes.findings
     if segmentation is None or is_edited(segmentation):
@@ -317,9 +308,7 @@ def colours(scene: Any) -> Any:
     nodes = scene.GetNodesByClass("vtkMRMLColorTableNode")
     found = [nodes.GetItemAsObject(index) for index in range(nodes.GetNumberOfItems())]
     found = [node for node in found if node.GetAttribute("UADBench.Role") == "colours"]
-    node = (
-        found[0] if found else scene.AddNewNodeByClass("vtkMRMLColorTableNode", f"UADBench anomaly ({UNIT})")
-    )
+    node = found[0] if found else scene.AddNewNodeByClass("vtkMRMLColorTableNode", f"UADBench anomaly ({UNIT})")
     node.SetAttribute("UADBench.Role", "colours")
     node.SetAttribute("Category", "UADBench")
     positions, *channels = np.array(_ANCHORS).T
@@ -379,9 +368,7 @@ def _fill_segmentation(node: Any, volume: Any, result: Result) -> None:
         segment = _segment(name, row, result)
         # One label map for all segments: they do not overlap, and fifty of their own would be fifty volumes
         # in a file.
-        segment.AddRepresentation(
-            slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName(), shared
-        )
+        segment.AddRepresentation(slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName(), shared)
         segment.SetLabelValue(value)
         segmentation.AddSegment(segment, f"finding_{value}")
     node.SetAttribute("UADBench.Fingerprint", _fingerprint(node))
@@ -518,9 +505,7 @@ def _fill_table(node: Any, result: Result) -> None:
         column.SetName(name)
         for row in result.findings:
             value = row.get(name)
-            column.InsertNextValue(
-                kind(value) if value is not None else {int: 0, float: float("nan"), str: ""}[kind]
-            )
+            column.InsertNextValue(kind(value) if value is not None else {int: 0, float: float("nan"), str: ""}[kind])
         node.AddColumn(column)
         node.SetColumnTitle(name, title)
         if unit:
@@ -542,9 +527,7 @@ def place_of_finding(table_node: Any, row: int) -> np.ndarray:
     """
     rows = rows_of(table_node)
     if not 0 <= row < len(rows):
-        raise SceneError(
-            "NO_SUCH_FINDING", f"the table has no row {row}", "select a row of the findings table"
-        )
+        raise SceneError("NO_SUCH_FINDING", f"the table has no row {row}", "select a row of the findings table")
     then = [rows[row][f"peak_{axis}"] for axis in "ras"]
     volume = input_of(table_node)
     if volume is None:

@@ -66,9 +66,7 @@ def check_volume(node: Any) -> None:
         NONLINEAR_TRANSFORM or SINGULAR_GEOMETRY.
     """
     if node is None or node.GetScene() is None:
-        raise SceneError(
-            "NO_VOLUME", "no volume of the scene is selected", "load a scan and choose it as input"
-        )
+        raise SceneError("NO_VOLUME", "no volume of the scene is selected", "load a scan and choose it as input")
     name, kind = node.GetName(), node.GetClassName()
     if kind != SCALAR_VOLUME:
         code, what, advice = _OTHER_KINDS.get(
@@ -179,7 +177,5 @@ def contrast_in_name(name: str) -> str | None:
     'sub-1_T1w'; else None.
     """
     words = re.split(r"[^A-Za-z0-9]+", name)
-    found = {
-        contrast for contrast in ("T1w", "T2w", "FLAIR") for word in words if word.lower() == contrast.lower()
-    }
+    found = {contrast for contrast in ("T1w", "T2w", "FLAIR") for word in words if word.lower() == contrast.lower()}
     return found.pop() if len(found) == 1 else None

@@ -184,9 +184,7 @@ class WorkerClient:
         self._jobs[name] = _Job(name, folder, affine, voxels.shape)
         scan = {"voxels": names.pop("voxels"), "affine": affine.tolist(), "contrast": contrast, "stem": stem}
         options = {"operating_point": operating_point, "device": device, "minimum_ml": float(minimum_ml)}
-        self._send(
-            child, "detect", job=name, folder=str(folder), scan=scan, models=list(models), **options, **names
-        )
+        self._send(child, "detect", job=name, folder=str(folder), scan=scan, models=list(models), **options, **names)
         return name
 
     def threshold(self, job: str, model: str, threshold: float, minimum_ml: float = 0.1) -> None:
@@ -214,7 +212,7 @@ class WorkerClient:
         )
 
     def request(self, name: str) -> None:
-        """Send ``models`` or ``device``; the answer is a ``result`` event of that ``kind``."""
+        """Send ``models`` or ``device``; the answer is a ``result`` event that has them."""
         self._send(self._running(), name)
 
     def cancel(self, job: str) -> None:
@@ -253,8 +251,8 @@ class WorkerClient:
         """Return the events since the last call, in order, without waiting.
 
         Events are those of ``UADBenchLib.inference.protocol``. In a ``result`` the arrays are there instead
-        of their file names, and ``affine`` is that of the job. A worker that died gives ``failed`` with
-        code ``WORKER_DIED``.
+        of their file names, ``affine`` is that of the job, and ``answers`` is ``"detect"`` or
+        ``"threshold"``. A worker that died gives ``failed`` with code ``WORKER_DIED``.
         """
         happened, self._waiting = self._waiting, []
         child = self._child
@@ -286,8 +284,8 @@ class WorkerClient:
             # It ended while ``cancel`` was on its way, which the worker will now answer with JOB_UNKNOWN.
             kind, event = "cancelled", {"event": "cancelled", "job": job.name}
         if kind == "result":
-            event["affine"] = job.affine
-            if event.get("kind") != "threshold":
+            event["affine"], event["answers"] = job.affine, "threshold" if job.finished else "detect"
+            if not job.finished:
                 job.finished, job.deadline = True, math.inf
                 self._forget_old_jobs()
         elif kind == "cancelled" or (kind == "failed" and not job.finished):
@@ -301,9 +299,7 @@ class WorkerClient:
         self._child = None
         self._end(child)
         status = child.process.returncode
-        logger.error(
-            "the worker ended with status %s; its last lines: %s", status, " | ".join(list(child.log)[-5:])
-        )
+        logger.error("the worker ended with status %s; its last lines: %s", status, " | ".join(list(child.log)[-5:]))
         left = list(self._jobs.values())
         for job in left:
             self._drop(job)
@@ -433,14 +429,10 @@ def missing_packages(
             **_hidden(),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise RuntimeError(
-            f"the Python interpreter {Path(python).name} cannot be started: {error}"
-        ) from error
+        raise RuntimeError(f"the Python interpreter {Path(python).name} cannot be started: {error}") from error
     lines = answer.stdout.decode("utf-8", errors="replace").splitlines()
     if "asked" not in lines:
-        raise RuntimeError(
-            f"the Python interpreter {Path(python).name} ended with status {answer.returncode}"
-        )
+        raise RuntimeError(f"the Python interpreter {Path(python).name} ended with status {answer.returncode}")
     return [line.partition("=")[2] for line in lines if line.startswith("missing=")]
 
 
@@ -457,9 +449,7 @@ def _start(command: list[str], environment: dict[str, str], jobs: Mapping[str, _
     )
     child = _Child(process)
     for target, arguments in ((_read_events, (child, jobs)), (_read_log, (child,))):
-        thread = threading.Thread(
-            target=target, args=arguments, name=f"uadbench{target.__name__}", daemon=True
-        )
+        thread = threading.Thread(target=target, args=arguments, name=f"uadbench{target.__name__}", daemon=True)
         thread.start()
         child.threads.append(thread)
     return child
@@ -469,10 +459,7 @@ def _hidden(new_group: bool = False) -> dict[str, int]:
     """Return the flags that keep Windows from opening a console; nothing elsewhere."""
     if os.name != "nt":
         return {}
-    return {
-        "creationflags": subprocess.CREATE_NO_WINDOW
-        | (subprocess.CREATE_NEW_PROCESS_GROUP if new_group else 0)
-    }
+    return {"creationflags": subprocess.CREATE_NO_WINDOW | (subprocess.CREATE_NEW_PROCESS_GROUP if new_group else 0)}
 
 
 def _kill_tree(process: subprocess.Popen[bytes]) -> None:
@@ -559,7 +546,7 @@ def _with_arrays(event: dict[str, Any], job: _Job | None) -> dict[str, Any]:
         }
     # A threshold's answer comes while another may be under way, so only the files that were read are
     # removed then.
-    names = read if event.get("kind") == "threshold" else [path.name for path in job.folder.iterdir()]
+    names = read if job.finished else [path.name for path in job.folder.iterdir()]
     for name in names:
         (job.folder / name).unlink(missing_ok=True)
     return event

@@ -1,7 +1,7 @@
 """One bundle: a trained method with everything that is needed to use it and to say where it came from.
 
-The folder has the layout of a MONAI bundle. Two things of it are read, ``configs/metadata.json`` (checked against a schema) and safetensors
-files (checked against the hashes in the metadata); nothing in it is ever executed.
+The folder has the layout of a MONAI bundle. Two things of it are read, ``configs/metadata.json`` (checked against a
+schema) and safetensors files (checked against the hashes in the metadata); nothing in it is ever executed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,6 +21,7 @@ from UADBenchLib.methods.registry import create_method
 from UADBenchLib.preprocessing.recipe import Recipe
 from UADBenchLib.writing import atomic, write_json, write_text
 
+REFERENCE = "models/reference.safetensors"
 LARGEST_WEIGHTS = 2 * 1024**3
 """Bytes; larger files are not opened."""
 
@@ -30,13 +31,14 @@ class _Strict(BaseModel):
 
 
 class OperatingPoint(_Strict):
-    """A threshold on the calibrated map, the healthy false-positive rate it gave on validation scans, and where it came from.
+    """A threshold on the calibrated map, the healthy false-positive rate it gave on validation scans, and where it came
+    from.
 
     ``ci`` is the 95 % interval of the threshold over resampled validation subjects.
     """
 
     threshold: float
-    healthy_fpr: float = Field(ge=0, le=1)
+    healthy_fpr: float | None = Field(ge=0, le=1)
     ci: tuple[float, float]
     origin: str
 
@@ -86,6 +88,7 @@ class Metadata(_Strict):
     metrics: dict[str, Any] = {}
     versions: dict[str, str]
     sha256: dict[str, str]
+    licence: str = "not stated"
     intended_use: str = "Research only; not a medical device."
 
 
@@ -122,7 +125,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
 
 
-def _digest(stream) -> str:
+def _digest(stream: BinaryIO) -> str:
     digest = hashlib.sha256()
     while block := stream.read(1 << 20):
         digest.update(block)
@@ -140,8 +143,10 @@ def load_metadata(path: Path) -> Metadata:
     file = Path(path) / "configs" / "metadata.json"
     try:
         return Metadata.model_validate_json(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError("BUNDLE_INVALID", f"{file.name} of {path} cannot be read", "is this a bundle's folder?") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            "BUNDLE_INVALID", f"{file.name} of {path} cannot be read", "is this a bundle's folder?"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -157,26 +162,45 @@ def load_bundle(path: str | Path) -> Bundle:
         ``BUNDLE_INVALID`` (schema, missing file, shapes), ``BUNDLE_DAMAGED`` (hash), ``RECIPE_MISMATCH``.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(path)
     metadata = load_metadata(path)
     recipe = _recipe(metadata)
     method = create_method(metadata.method, metadata.preset, metadata.config)
-    weights = {name: t.float() if t.is_floating_point() else t for name, t in load_file(_checked(path, metadata)).items()}
+    file = _checked(path, metadata)
     try:
+        weights = {name: t.float() if t.is_floating_point() else t for name, t in load_file(file).items()}
         method.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError("BUNDLE_INVALID", "the weights do not fit the configuration", "get the bundle again") from error
+    except (RuntimeError, SafetensorError) as error:
+        raise InputError(
+            "BUNDLE_INVALID", "the weights do not fit the configuration", "get the bundle again"
+        ) from error
     if not all(torch.isfinite(value).all() for value in weights.values()):
         raise InputError("BUNDLE_INVALID", "the weights hold values that are not finite", "get the bundle again")
-    reference = None
-    if "models/reference.safetensors" in metadata.sha256:
-        from safetensors.numpy import load_file as load_arrays
-
-        arrays = load_arrays(_checked(path, metadata, "models/reference.safetensors"))
-        reference = {name: value.astype(np.float32) for name, value in arrays.items()}
+    reference = _reference(path, metadata) if REFERENCE in metadata.sha256 else None
     return Bundle(metadata, method.eval().requires_grad_(False), recipe, reference, path)
+
+
+def _reference(path: Path, metadata: Metadata) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    file = _checked(path, metadata, REFERENCE)
+    try:
+        reference = {name: value.astype(np.float32) for name, value in load_file(file).items()}
+    except SafetensorError as error:
+        raise InputError("BUNDLE_INVALID", f"{REFERENCE} cannot be read", "get the bundle again") from error
+    shapes = {value.shape for value in reference.values()}
+    sound = (
+        set(reference) == {"mean", "spread"}
+        and len(shapes) == 1
+        and all(np.isfinite(v).all() for v in reference.values())
+    )
+    if not sound:
+        raise InputError("BUNDLE_INVALID", f"{REFERENCE} is no healthy reference", "calibrate the bundle again")
+    return reference
 
 
 def _recipe(metadata: Metadata) -> Recipe:
@@ -201,12 +225,15 @@ def _checked(path: Path, metadata: Metadata, name: str = "models/model.safetenso
     if file.stat().st_size > LARGEST_WEIGHTS:
         raise InputError("BUNDLE_INVALID", f"{name} of {metadata.id} is larger than 2 GiB", "get the bundle again")
     if sha256_of(file) != metadata.sha256.get(name):
-        raise InputError("BUNDLE_DAMAGED", f"{name} of {metadata.id} does not match its checksum", "get the bundle again")
+        raise InputError(
+            "BUNDLE_DAMAGED", f"{name} of {metadata.id} does not match its checksum", "get the bundle again"
+        )
     return file
 
 
-def save_bundle(bundle: Bundle, path: str | Path, card: str = "") -> Bundle:
-    """Write a bundle: weights as float16, reference, metadata with fresh hashes, card and licence. Returns it with its path.
+def save_bundle(bundle: Bundle, path: str | Path) -> Bundle:
+    """Write a bundle: weights as float16, reference, metadata with fresh hashes, card and licence. Returns it with its
+    path.
 
     Metadata is written last, so that a bundle that was cut short does not verify.
     """
@@ -214,9 +241,13 @@ def save_bundle(bundle: Bundle, path: str | Path, card: str = "") -> Bundle:
     from safetensors.numpy import save_file as save_arrays
     from safetensors.torch import save_file
 
+    from UADBenchLib.bundles.card import render_card
+
     path = Path(path)
     weights = {
-        name: (value.detach().cpu().to(torch.float16) if value.is_floating_point() else value.detach().cpu()).contiguous()
+        name: (
+            value.detach().cpu().to(torch.float16) if value.is_floating_point() else value.detach().cpu()
+        ).contiguous()
         for name, value in bundle.method.state_dict().items()
     }
     (path / "models").mkdir(parents=True, exist_ok=True)
@@ -225,14 +256,16 @@ def save_bundle(bundle: Bundle, path: str | Path, card: str = "") -> Bundle:
         save_file(weights, temporary)
     hashes["models/model.safetensors"] = sha256_of(path / "models" / "model.safetensors")
     if bundle.reference is not None:
-        with atomic(path / "models" / "reference.safetensors") as temporary:
+        with atomic(path / REFERENCE) as temporary:
             save_arrays({name: v.astype(np.float16) for name, v in bundle.reference.items()}, temporary)
-        hashes["models/reference.safetensors"] = sha256_of(path / "models" / "reference.safetensors")
+        hashes[REFERENCE] = sha256_of(path / REFERENCE)
     (path / "docs").mkdir(exist_ok=True)
     (path / "configs").mkdir(exist_ok=True)
-    if card:
-        write_text(path / "docs" / "README.md", card)
     metadata = bundle.metadata.model_copy(update={"sha256": hashes})
+    write_text(path / "docs" / "README.md", render_card(metadata))
+    write_text(
+        path / "LICENSE", f"Licence of the weights in this bundle: {metadata.licence}\n{metadata.intended_use}\n"
+    )
     write_json(path / "configs" / "inference.json", _inference_summary(metadata))
     write_json(path / "configs" / "metadata.json", json.loads(metadata.model_dump_json()))
     return Bundle(metadata, bundle.method, bundle.recipe, bundle.reference, path)

@@ -1,7 +1,8 @@
-"""Which bundles there are. Standard library only, since Slicer's own process reads it too; weights are opened by ``bundle``.
+"""Which bundles there are. Standard library only, since Slicer's own process reads it too; weights are opened by
+``bundle``.
 
-Bundles lie in ``Resources/Models`` beside the package (source tree, installed extension), in ``UADBenchLib/Resources/Models`` (wheel), and in the
-folders named by ``UADBENCH_MODELS``, which come first.
+Bundles lie in ``Resources/Models`` beside the package (source tree, installed extension), in
+``UADBenchLib/Resources/Models`` (wheel), and in the folders named by ``UADBENCH_MODELS``, which come first.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def bundle_folders() -> list[Path]:
 def list_models() -> list[dict[str, Any]]:
     """Metadata of every bundle, with its ``path``, sorted by id; of two with one id the first folder's counts.
 
-    A folder whose metadata cannot be read is listed with ``"broken"``: the reason, instead of being passed over in silence.
+    A folder whose metadata cannot be read is listed with ``"broken"``: the reason, instead of being passed over in
+    silence.
     """
     found: dict[str, dict[str, Any]] = {}
     for folder in bundle_folders():
@@ -75,4 +77,4 @@ def default_model(contrast: str) -> str:
             "`uadbench models` lists what there is; `uadbench train` makes one",
         )
     rank = {name: number for number, name in enumerate(PREFERENCE)}
-    return min(fitting, key=lambda entry: (rank.get(entry["method"], len(rank)), entry["id"]))["id"]
+    return min(fitting, key=lambda entry: (rank.get(entry.get("method"), len(rank)), entry["id"]))["id"]

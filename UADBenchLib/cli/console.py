@@ -104,7 +104,7 @@ def progress_bar() -> Iterator[Progress]:
             raise KeyboardInterrupt
         asked = True
 
-    with _handling(ask), _drawing() as draw:
+    with _handling(ask, signal.SIGINT, signal.SIGTERM), _drawing() as draw:
 
         def report(stage: str, fraction: float) -> None:
             if asked:
@@ -117,12 +117,23 @@ def progress_bar() -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def _handling(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM by ``handler``; only the main thread can, elsewhere they are left alone."""
+def terminable() -> Iterator[None]:
+    """Let a request to terminate do what Ctrl-C does, so that nothing half-written is left behind."""
+
+    def stop(signal_number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    with _handling(stop, signal.SIGTERM):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, object], None], *numbers: int) -> Iterator[None]:
+    """Handle signals by ``handler``; only the main thread can, elsewhere they are left alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ import typer
 
 from UADBenchLib import __version__
 from UADBenchLib.cli import calibrate, check, demo, detect, models, preprocess, train
-from UADBenchLib.cli.console import note, one_line, say
+from UADBenchLib.cli.console import note, one_line, say, terminable
 from UADBenchLib.errors import CancelledError, UADBenchError
 
 logger = logging.getLogger(__name__)
@@ -68,10 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     _start_logging(debug)
     try:
-        result = app([word for word in given if word != "--debug"], prog_name="uadbench", standalone_mode=False)
-        if result == 130:  # Typer's own answer to Ctrl-C
-            note("cancelled")
-        return result if isinstance(result, int) else 0
+        with terminable():
+            return _run([word for word in given if word != "--debug"])
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else 0 if exit.code is None else 2
     except (KeyboardInterrupt, typer.Abort, CancelledError):
@@ -82,6 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logger.error("the traceback of the error below", exc_info=error)
         note(_line_of(error))
         return 2
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the command and return its exit code; errors pass through."""
+    result = app(arguments, prog_name="uadbench", standalone_mode=False)
+    if result == 130:  # Typer's own answer to Ctrl-C
+        note("cancelled")
+    return result if isinstance(result, int) else 0
 
 
 def _start_logging(debug: bool) -> None:

@@ -26,6 +26,7 @@ def train(
         int | None, typer.Option("--steps", min=1, help="Steps instead of the preset's.", show_default=False)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    licence: Annotated[str, typer.Option("--licence", help="Under which the weights are given on.")] = "not stated",
     workers: WorkersOption = 1,
     device: DeviceOption = "auto",
     json: JsonOption = False,
@@ -46,6 +47,7 @@ def train(
             seed=seed,
             steps=steps,
             resume=resume,
+            licence=licence,
             workers=workers,
             device=device,
             progress=progress,

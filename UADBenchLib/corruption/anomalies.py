@@ -1,8 +1,10 @@
-"""Synthetic anomalies in disentangled parts, after DISYRE v2 (Naval Marimont et al. 2024): shape, texture and intensity.
+"""Synthetic anomalies in disentangled parts, after DISYRE v2 (Naval Marimont et al. 2024): shape, texture and
+intensity.
 
-A shape is a soft mask in the brain; texture blends in a patch of a foreign slice, intensity makes tissue in the mask darker or brighter. Each
-has a random strength; the largest is the strength of the corruption. Shapes come from one smooth formula (rectangle, ellipse and blob are three
-settings of it), so that a batch is drawn without a loop and without a library of stored shapes.
+A shape is a soft mask in the brain; texture blends in a patch of a foreign slice, intensity makes tissue in the mask
+darker or brighter. Each has a random strength; the largest is the strength of the corruption. Shapes come from one
+smooth formula (rectangle, ellipse and blob are three settings of it), so that a batch is drawn without a loop and
+without a library of stored shapes.
 """
 
 from __future__ import annotations
@@ -72,8 +74,8 @@ def _random_pixels(masks: Tensor, generator: torch.Generator) -> Tensor:
 def foreign_texture(images: Tensor, shape: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Blend another slice of the batch into ``shape``.
 
-    The foreign slice is moved at random, smoothed flat in half of the batch (many lesions lose texture rather than gain it), and
-    brought to the same mean inside the shape, so that only texture differs.
+    The foreign slice is moved at random, smoothed flat in half of the batch (many lesions lose texture rather than gain
+    it), and brought to the same mean inside the shape, so that only texture differs.
 
     Returns
     -------
@@ -108,8 +110,8 @@ def intensity_bias(
 ) -> tuple[Tensor, Tensor]:
     """Make some tissues in ``shape`` darker or brighter.
 
-    Slices are quantised to ``levels`` (K,); a level is changed with a probability that grows with its share of the shape, all when none
-    was chosen, so that a lesion may spare one tissue.
+    Slices are quantised to ``levels`` (K,); a level is changed with a probability that grows with its share of the
+    shape, all when none was chosen, so that a lesion may spare one tissue.
 
     Returns
     -------
@@ -131,7 +133,8 @@ def intensity_bias(
 
 
 def tissue_levels(values: Tensor, count: int = 5, rounds: int = 20) -> Tensor:
-    """Return ``count`` sorted intensity levels of the brain by k-means on ``values`` (any shape), started at quantiles."""
+    """Return ``count`` sorted intensity levels of the brain by k-means on ``values`` (any shape), started at
+    quantiles."""
     from sklearn.cluster import KMeans
 
     start = torch.quantile(values, (torch.arange(count) + 0.5) / count).numpy()[:, None]

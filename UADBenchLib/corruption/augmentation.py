@@ -1,7 +1,7 @@
 """Augmentation of healthy slices: the anatomy and the scanners that the training set does not hold.
 
-What is drawn is small anatomical variation (left-right mirror, rotation, size) and everything by which a scanner may change a brain without
-making it abnormal: gamma, contrast, bias field, blur, noise.
+What is drawn is small anatomical variation (left-right mirror, rotation, size) and everything by which a scanner may
+change a brain without making it abnormal: gamma, contrast, bias field, blur, noise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def uniform(count: int, low: float, high: float, generator: torch.Generator) -> 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One drawn augmentation for each of N slices; ``bias`` is (N, 1, 4, 4), ``noise_seed`` an integer, the rest (N,)."""
+    """One drawn augmentation for each of N slices; ``bias`` is (N, 1, 4, 4), ``noise_seed`` an integer, the rest
+    (N,)."""
 
     mirror: Tensor
     degrees: Tensor

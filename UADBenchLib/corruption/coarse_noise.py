@@ -27,7 +27,8 @@ def coarse_noise(
     grids : tuple of int
         Cells along the longer side of the slice; one is drawn for each slice.
     sigma : (float, float)
-        Range that the standard deviation is drawn from, in units of prepared intensity.
+        Range that the standard deviation of the small grid is drawn from, in units of prepared intensity; enlarging it
+        takes about a third of that away.
     """
     count, _, height, width = images.shape
     chosen = torch.randint(len(grids), (count,), generator=generator)
@@ -39,6 +40,9 @@ def coarse_noise(
         size = (max(2, round(cells * height / max(height, width))), max(2, round(cells * width / max(height, width))))
         small = torch.randn(len(rows), 1, *size, generator=generator)
         noise[rows] = F.interpolate(small, (height, width), mode="bilinear", align_corners=False)
-    shift = (int(torch.randint(height, (1,), generator=generator)), int(torch.randint(width, (1,), generator=generator)))
+    shift = (
+        int(torch.randint(height, (1,), generator=generator)),
+        int(torch.randint(width, (1,), generator=generator)),
+    )
     noise = torch.roll(noise, shift, dims=(-2, -1))
     return noise * uniform(count, *sigma, generator)[:, None, None, None] * masks

@@ -142,9 +142,7 @@ def components(mask: np.ndarray, connectivity: int = 26) -> tuple[np.ndarray, in
     return labels, int(count)
 
 
-def _covered(
-    labels: np.ndarray, count: int, other: np.ndarray, rule: LesionRule
-) -> tuple[np.ndarray, np.ndarray]:
+def _covered(labels: np.ndarray, count: int, other: np.ndarray, rule: LesionRule) -> tuple[np.ndarray, np.ndarray]:
     """Return (sizes in voxels, covered enough by ``other``) for components 1..count."""
     inside = labels > 0
     ids = labels[inside]

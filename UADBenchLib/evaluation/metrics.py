@@ -143,19 +143,13 @@ class Histogram:
         mantissa, _ = math.frexp(self.bins_per_unit)
         first, last = self.low * self.bins_per_unit, self.high * self.bins_per_unit
         if mantissa != 0.5 or first != int(first) or last != int(last) or not last > first:
-            raise ValueError(
-                "bins per unit is a power of two, and limits are whole multiples of a bin's width"
-            )
+            raise ValueError("bins per unit is a power of two, and limits are whole multiples of a bin's width")
         self._first, self._bins = int(first), int(last - first)
         if self._bins > 1 << 22:
             raise ValueError(f"{self._bins} bins are too many; the limit is {1 << 22}")
         for name in ("positives", "negatives"):
             counts = getattr(self, name)
-            counts = (
-                np.zeros(self._bins + 2, dtype=np.int64)
-                if counts is None
-                else np.asarray(counts, dtype=np.int64)
-            )
+            counts = np.zeros(self._bins + 2, dtype=np.int64) if counts is None else np.asarray(counts, dtype=np.int64)
             if counts.shape != (self._bins + 2,):
                 raise ValueError(f"{name} has shape {counts.shape}, expected ({self._bins + 2},)")
             setattr(self, name, counts)
@@ -165,9 +159,7 @@ class Histogram:
         """Thresholds that the counts are exact for, shape (bins + 1,), ascending."""
         return (np.arange(self._bins + 1, dtype=np.float64) + self._first) / self.bins_per_unit
 
-    def add(
-        self, scores: np.ndarray, reference: np.ndarray | None, brain_mask: np.ndarray | None = None
-    ) -> Histogram:
+    def add(self, scores: np.ndarray, reference: np.ndarray | None, brain_mask: np.ndarray | None = None) -> Histogram:
         """Count one scan and return self.
 
         Parameters
@@ -212,9 +204,9 @@ class Histogram:
         return self
 
     def __add__(self, other: Histogram) -> Histogram:
-        return Histogram(
-            self.low, self.high, self.bins_per_unit, self.positives.copy(), self.negatives.copy()
-        ).merge(other)
+        return Histogram(self.low, self.high, self.bins_per_unit, self.positives.copy(), self.negatives.copy()).merge(
+            other
+        )
 
     def _above(self, counts: np.ndarray) -> np.ndarray:
         """Number of scores greater than each edge."""
@@ -275,9 +267,7 @@ class Histogram:
         """
         total = int(self.negatives.sum())
         if total == 0:
-            raise InputError(
-                "NO_HEALTHY_VOXELS", "no healthy voxel was counted", "give at least one healthy scan"
-            )
+            raise InputError("NO_HEALTHY_VOXELS", "no healthy voxel was counted", "give at least one healthy scan")
         allowed = np.flatnonzero(self._above(self.negatives) <= rate * total)
         if allowed.size == 0:
             raise InputError(

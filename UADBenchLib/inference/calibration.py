@@ -1,10 +1,12 @@
 """From raw scores to z: what is abnormal here, measured against healthy scans that the model has not seen.
 
-Three steps, each measured on healthy validation scans and stored in the bundle. The map of a scan is rescaled so that its typical (median) score is that
-of healthy validation scans, which takes out most of what a scanner does to a whole map. It is then compared with the mean and spread of the score
-at the same place of healthy brains, smoothed over ``SMOOTHING_MM`` and with a floor under the spread, since a few dozen scans do not support a voxelwise
-estimate. Last, thresholds are read off the healthy z scores, each site weighing the same. For the thresholds the z of every scan is computed against a
-reference made without that scan's fold, so that they do not profit from having been calibrated on themselves.
+Three steps, each measured on healthy validation scans and stored in the bundle. The map of a scan is rescaled so that
+its typical (median) score is that of healthy validation scans, which takes out most of what a scanner does to a whole
+map. It is then compared with the mean and spread of the score at the same place of healthy brains, smoothed over
+``SMOOTHING_MM`` and with a floor under the spread, since a few dozen scans do not support a voxelwise estimate. Last,
+thresholds are read off the healthy z scores, each site weighing the same. For the thresholds the z of every scan is
+computed against a reference made without that scan's fold, so that they do not profit from having been calibrated on
+themselves.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,10 +28,14 @@ from UADBenchLib.evaluation.metrics import Histogram, mean_dice_curve
 from UADBenchLib.geometry import resample
 from UADBenchLib.inference.device import choose_device
 from UADBenchLib.inference.scoring import score_volume
+from UADBenchLib.methods.base import Method
 from UADBenchLib.preprocessing.recipe import Recipe, prepare
 from UADBenchLib.reading import read_mask, read_scan
 from UADBenchLib.scan import Progress
 from UADBenchLib.training.slices import StoredScan, build_store, default_store
+
+if TYPE_CHECKING:
+    import torch
 
 VERSION = 1
 SMOOTHING_MM = 6.0
@@ -53,7 +59,8 @@ class RawMap:
 
 @dataclass
 class HealthyReference:
-    """Mean and spread of the rescaled score of healthy scans, on the model grid; ``level`` is their typical median score."""
+    """Mean and spread of the rescaled score of healthy scans, on the model grid; ``level`` is their typical median
+    score."""
 
     mean: np.ndarray
     spread: np.ndarray
@@ -71,7 +78,8 @@ class HealthyReference:
 
 
 def scan_level(scores: np.ndarray, scored: np.ndarray) -> float:
-    """The typical score of a scan: the median over what was scored, which a lesion of less than half the brain hardly moves."""
+    """The typical score of a scan: the median over what was scored, which a lesion of less than half the brain hardly
+    moves."""
     return max(float(np.median(scores[scored])), 1e-6)
 
 
@@ -169,7 +177,8 @@ def calibrate(
     bundle : path
         Folder of the bundle.
     healthy : path
-        Cohort table; rows with label ``healthy`` of split ``validation`` (or of no split) and the bundle's contrast are used.
+        Cohort table; rows with label ``healthy`` of split ``validation`` (or of no split) and the bundle's contrast are
+        used.
     lesions : path, optional
         Cohort table of validation scans with references; adds the operating point ``opt-dice``.
 
@@ -186,14 +195,10 @@ def calibrate(
     trained = load_bundle(bundle)
     metadata, recipe = trained.metadata, trained.recipe
     rows = select(read_cohort(healthy, data), split="validation", label="healthy", contrast=metadata.contrast)
-    if len({row.subject for row in rows}) < FEWEST_SCANS:
-        raise InputError(
-            "COHORT_TOO_SMALL",
-            f"{len(rows)} healthy {metadata.contrast} validation scans; at least {FEWEST_SCANS} subjects are needed",
-            "add scans, or check the columns label, split and contrast",
-        )
+    _refuse_few(rows, metadata.contrast)
     _refuse_shared(rows, metadata.trained_on["subjects"])
     stored, failed = build_store(rows, Path(store) if store else default_store(), recipe, workers=workers)
+    _refuse_few([scan.row for scan in stored], metadata.contrast)
     target = choose_device(device)
     method = trained.method.to(target)
     started = time.perf_counter()
@@ -224,6 +229,17 @@ def calibrate(
     }
 
 
+def _refuse_few(rows: Sequence[CohortScan], contrast: str) -> None:
+    subjects = len({row.subject for row in rows})
+    if subjects < FEWEST_SCANS:
+        raise InputError(
+            "COHORT_TOO_SMALL",
+            f"{len(rows)} usable healthy {contrast} validation scans of {subjects} subjects; "
+            f"at least {FEWEST_SCANS} subjects are needed",
+            "add scans, or check the columns label, split and contrast",
+        )
+
+
 def _refuse_shared(rows: Sequence[CohortScan], known: Sequence[str]) -> None:
     shared = sorted({row.subject for row in rows} & set(known))
     if shared:
@@ -234,7 +250,15 @@ def _refuse_shared(rows: Sequence[CohortScan], known: Sequence[str]) -> None:
         )
 
 
-def _raw_map(method, scan: StoredScan, recipe: Recipe, device, progress, number: int, count: int) -> RawMap:
+def _raw_map(
+    method: Method,
+    scan: StoredScan,
+    recipe: Recipe,
+    device: torch.device,
+    progress: Progress | None,
+    number: int,
+    count: int,
+) -> RawMap:
     voxels, mask = scan.volume()
     scores, scored = score_volume(method, voxels, mask, recipe.voxel_mm, device=device)
     if progress is not None:
@@ -281,7 +305,9 @@ def _operating_points(histograms: list[Histogram], maps: Sequence[RawMap], cohor
         chosen, reached = _threshold(curves, sites, edges, rate, np.arange(len(sites)))
         draws = []
         for _ in range(RESAMPLES):
-            picked = np.concatenate([rng.choice(np.flatnonzero(sites == s), (sites == s).sum()) for s in sorted(set(sites))])
+            picked = np.concatenate(
+                [rng.choice(np.flatnonzero(sites == s), (sites == s).sum()) for s in sorted(set(sites))]
+            )
             draws.append(_threshold(curves, sites, edges, rate, picked)[0])
         low, high = np.quantile(draws, (0.025, 0.975))
         points[name] = OperatingPoint(
@@ -298,7 +324,10 @@ def _false_positive_curve(histogram: Histogram) -> np.ndarray:
     return counts[::-1].cumsum()[::-1][1:] / max(1, int(counts.sum()))
 
 
-def _threshold(curves, sites, edges, rate: float, rows: np.ndarray) -> tuple[float, float]:
+def _threshold(
+    curves: np.ndarray, sites: np.ndarray, edges: np.ndarray, rate: float, rows: np.ndarray
+) -> tuple[float, float]:
+    """The first edge at which the scans ``rows`` (indices) flag no more than ``rate``, and the rate reached there."""
     weights = site_weights(sites[rows].tolist())
     curve = weights @ curves[rows]
     first = int(np.argmax(curve <= rate))
@@ -307,7 +336,9 @@ def _threshold(curves, sites, edges, rate: float, rows: np.ndarray) -> tuple[flo
     return float(edges[first]), float(curve[first])
 
 
-def _best_dice_point(bundle: Bundle, lesions: str | Path, data: str | Path | None, device) -> OperatingPoint:
+def _best_dice_point(
+    bundle: Bundle, lesions: str | Path, data: str | Path | None, device: torch.device
+) -> OperatingPoint:
     rows = select(read_cohort(lesions, data), split="validation", label="lesion", contrast=bundle.metadata.contrast)
     _refuse_shared(rows, bundle.metadata.trained_on["subjects"])
     reference = unpack_reference(bundle)
@@ -319,7 +350,9 @@ def _best_dice_point(bundle: Bundle, lesions: str | Path, data: str | Path | Non
         mask = None if row.brain_mask is None else read_mask(row.brain_mask, scan, "brain mask")
         prepared = prepare(scan, bundle.recipe, brain_mask=mask)
         truth = prepared.to_model(read_mask(row.reference, scan, "reference").astype(np.float32), scan) > 0.5
-        scores, scored = score_volume(bundle.method, prepared.voxels, prepared.mask, bundle.recipe.voxel_mm, device=device)
+        scores, scored = score_volume(
+            bundle.method, prepared.voxels, prepared.mask, bundle.recipe.voxel_mm, device=device
+        )
         histograms.append(Histogram().add(reference.z(scores, scored), truth, prepared.mask))
     if not histograms:
         raise InputError("COHORT_EMPTY", "no validation scan with a reference", "check label, split and reference")
@@ -327,7 +360,8 @@ def _best_dice_point(bundle: Bundle, lesions: str | Path, data: str | Path | Non
     best = int(np.nanargmax(curve))
     return OperatingPoint(
         threshold=float(edges[best]),
-        healthy_fpr=healthy.healthy_fpr if edges[best] == healthy.threshold else 0.0,
+        healthy_fpr=None,
         ci=(float(edges[best]), float(edges[best])),
-        origin=f"best mean Dice {curve[best]:.3f} over {count} validation scans with references of {Path(lesions).name}",
+        origin=f"best mean Dice {curve[best]:.3f} over {count} validation scans with references of "
+        f"{Path(lesions).name}",
     )

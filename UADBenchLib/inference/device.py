@@ -25,7 +25,8 @@ def devices() -> list[dict[str, Any]]:
 
 
 def choose_device(name: str = "auto"):
-    """Return the ``torch.device`` for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``auto`` takes a GPU when there is one.
+    """Return the ``torch.device`` for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``auto`` takes a GPU when
+    there is one.
 
     Raises
     ------
@@ -39,7 +40,9 @@ def choose_device(name: str = "auto"):
         return torch.device(known[1] if len(known) > 1 else "cpu")
     wanted = "cuda:0" if name == "cuda" else name
     if wanted not in known:
-        raise InputError("DEVICE_UNKNOWN", f"there is no device {name!r} here", f"choose auto or one of {', '.join(known)}")
+        raise InputError(
+            "DEVICE_UNKNOWN", f"there is no device {name!r} here", f"choose auto or one of {', '.join(known)}"
+        )
     return torch.device(wanted)
 
 

@@ -111,9 +111,7 @@ def find(
         GRID_MISMATCH when shapes differ, OPTION_INVALID when ``minimum_ml`` is negative or not finite.
     """
     if not (np.isfinite(minimum_ml) and minimum_ml >= 0):
-        raise InputError(
-            "OPTION_INVALID", f"the minimum volume is {minimum_ml} ml", "give 0 or a positive number"
-        )
+        raise InputError("OPTION_INVALID", f"the minimum volume is {minimum_ml} ml", "give 0 or a positive number")
     for other, name in ((mask, "mask"), (reference, "reference")):
         if other is not None and other.shape != map.shape:
             raise InputError(
@@ -154,9 +152,7 @@ def _describe(
     length = keep.size
     sizes = np.bincount(ids, minlength=length)
     sums = np.bincount(ids, weights=values, minlength=length)
-    centres = np.column_stack(
-        [np.bincount(ids, weights=lattice[:, axis], minlength=length) for axis in range(3)]
-    )
+    centres = np.column_stack([np.bincount(ids, weights=lattice[:, axis], minlength=length) for axis in range(3)])
     covered = None if reference is None else np.bincount(ids[reference[where] != 0], minlength=length)
     # Sorted by component, then by value: the last voxel of each component is its peak.
     order = np.lexsort((values, ids))

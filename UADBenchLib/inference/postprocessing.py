@@ -1,4 +1,5 @@
-"""From the raw scores of single pixels to a map worth thresholding: median filter, and the brain's edge left out."""
+"""From the raw scores of single pixels to a map worth thresholding: median filter, a little smoothing, and the
+brain's edge left out."""
 
 from __future__ import annotations
 
@@ -6,6 +7,10 @@ import numpy as np
 
 EDGE_MM = 2.0
 """Width of the brain's rim that is not scored: brain masks disagree there, and so do healthy brains."""
+
+
+SMOOTHING_MM = 2.0
+"""Standard deviation of the last smoothing of a raw map: one voxel of the model grid, less than any lesion that shows."""
 
 
 def median_in_brain(scores: np.ndarray, mask: np.ndarray, size: int = 3) -> np.ndarray:
@@ -26,6 +31,23 @@ def median_in_brain(scores: np.ndarray, mask: np.ndarray, size: int = 3) -> np.n
     box = bounding_box(mask, margin=size // 2)
     result[box] = median_filter(scores[box], size)
     result[~mask] = 0
+    return result
+
+
+def smooth_in_brain(
+    scores: np.ndarray, mask: np.ndarray, voxel_mm: float, sigma_mm: float = SMOOTHING_MM
+) -> np.ndarray:
+    """Gaussian average (X, Y, Z) over voxels of ``mask`` alone, so that background does not weaken the rim; zero outside."""
+    from scipy.ndimage import gaussian_filter
+
+    result = np.zeros_like(scores)
+    if not mask.any():
+        return result
+    box = bounding_box(mask)
+    inside = mask[box].astype(np.float32)
+    sigma = sigma_mm / voxel_mm
+    weight = np.maximum(gaussian_filter(inside, sigma), 1e-3)
+    result[box] = gaussian_filter(scores[box] * inside, sigma) / weight * inside
     return result
 
 

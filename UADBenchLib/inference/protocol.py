@@ -1,8 +1,8 @@
 """Messages between the worker process and those who drive it: one JSON object a line, standard library only.
 
-Arrays do not travel in messages. They lie as ``.npy`` files (written and read with ``allow_pickle=False``) in a private
-folder that belongs to the job; messages name them by file name within that folder. Arrays are in (i, j, k) order and every
-affine maps voxel indices to RAS millimetres.
+Arrays do not travel in messages. They lie as ``.npy`` files (written and read with ``allow_pickle=False``) in a
+private folder that belongs to the job; messages name them by file name within that folder. Arrays are in (i, j, k)
+order and every affine maps voxel indices to RAS millimetres.
 
 Requests
 --------
@@ -16,12 +16,13 @@ Requests
 
 Events
 ------
-``ready`` protocol, version · ``accepted`` job · ``progress`` job, stage, fraction, eta_s · ``warning`` job, code, message,
-advice · ``result`` job, ... · ``failed`` job, code, message, advice · ``cancelled`` job · ``bye``
+``ready`` protocol, version · ``accepted`` job · ``progress`` job, stage, fraction, eta_s · ``warning`` job, code,
+message, advice · ``result`` job, ... · ``failed`` job, code, message, advice · ``cancelled`` job · ``bye``
 
-The ``result`` of a detect request carries ``detections``: one object a model with ``model``, ``map`` (float32 ``.npy``,
-calibrated z), ``mask`` (uint8 ``.npy``), ``threshold``, ``operating_point``, ``findings`` (rows of the findings table),
-``summary`` (the JSON that the command line writes beside a map), and ``brain_mask`` (uint8 ``.npy``, shared by all).
+Every ``result`` names the request it answers in ``kind``. That of a detect request carries ``detections``: one object a
+model with ``model``, ``map`` (float32 ``.npy``, calibrated z), ``mask`` (uint8 ``.npy``), ``threshold``,
+``operating_point``, ``findings`` (rows of the findings table), ``summary`` (the JSON that the command line writes beside
+a map), and ``brain_mask`` (uint8 ``.npy``, shared by all).
 """
 
 from __future__ import annotations

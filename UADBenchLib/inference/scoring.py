@@ -1,10 +1,11 @@
-"""The raw anomaly map of a prepared scan: slices through the method in batches, then the postprocessing that every map gets."""
+"""The raw anomaly map of a prepared scan: slices through the method in batches, then the postprocessing that every map
+gets."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from UADBenchLib.inference.postprocessing import median_in_brain, without_edge
+from UADBenchLib.inference.postprocessing import median_in_brain, smooth_in_brain, without_edge
 from UADBenchLib.methods.base import Method, Slices
 from UADBenchLib.scan import Progress
 
@@ -40,8 +41,8 @@ def score_volume(
     Returns
     -------
     (numpy.ndarray, numpy.ndarray)
-        Raw map (X, Y, Z) float32, median filtered; and the boolean mask of what was scored, the brain without its rim.
-        The map is zero outside it.
+        Raw map (X, Y, Z) float32, median filtered and smoothed; and the boolean mask of what was scored, the brain
+        without its rim. The map is zero outside it.
     """
     import torch
 
@@ -60,6 +61,6 @@ def score_volume(
             if progress is not None:
                 progress("scoring", min(1.0, (start + batch) / len(positions)))
     scored = without_edge(mask, voxel_mm)
-    result = median_in_brain(result, mask)
+    result = smooth_in_brain(median_in_brain(result, mask), mask, voxel_mm)
     result[~scored] = 0
     return result, scored

@@ -91,9 +91,7 @@ def _number(request: dict[str, Any], key: str, default: float | None = None) -> 
     """Return a finite number field."""
     value = request.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(
-            "BAD_REQUEST", f"field {key!r} is missing or not a finite number", "send it as a JSON number"
-        )
+        raise InputError("BAD_REQUEST", f"field {key!r} is missing or not a finite number", "send it as a JSON number")
     return float(value)
 
 
@@ -101,9 +99,7 @@ def _folder(request: dict[str, Any]) -> Path:
     """Return the job's folder: absolute, existing, and holding nothing but ``.npy`` files."""
     folder = Path(_text(request, "folder"))
     if not folder.is_absolute() or not folder.is_dir():
-        raise InputError(
-            "FOLDER_INVALID", "the job's folder does not exist", "send the absolute path of a new folder"
-        )
+        raise InputError("FOLDER_INVALID", "the job's folder does not exist", "send the absolute path of a new folder")
     folder = folder.resolve()
     if any(entry.suffix != ".npy" or not entry.is_file() for entry in folder.iterdir()):
         raise InputError(
@@ -136,21 +132,14 @@ def load_array(folder: Path, name: object, shape: tuple[int, ...] | None = None)
     InputError
         ARRAY_NAME, ARRAY_MISSING, ARRAY_UNREADABLE, ARRAY_SHAPE, ARRAY_TYPE or ARRAY_SIZE.
     """
-    bare = (
-        isinstance(name, str)
-        and name.endswith(".npy")
-        and not set(name) & set("/\\:\0")
-        and name.isprintable()
-    )
+    bare = isinstance(name, str) and name.endswith(".npy") and not set(name) & set("/\\:\0") and name.isprintable()
     if not bare:
         raise InputError(
             "ARRAY_NAME", "an array is not named by a bare .npy file name", "send the name within the folder"
         )
     path = folder / name
     if path.is_symlink() or not path.is_file():
-        raise InputError(
-            "ARRAY_MISSING", f"{name} is not a file in the job's folder", "write it before the request"
-        )
+        raise InputError("ARRAY_MISSING", f"{name} is not a file in the job's folder", "write it before the request")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -159,9 +148,7 @@ def load_array(folder: Path, name: object, shape: tuple[int, ...] | None = None)
         ) from error
     if array.ndim != 3 or 0 in array.shape or (shape is not None and array.shape != shape):
         expected = "three dimensions" if shape is None else f"the scan's shape {shape}"
-        raise InputError(
-            "ARRAY_SHAPE", f"{name} has shape {array.shape}, not {expected}", "send arrays as (i, j, k)"
-        )
+        raise InputError("ARRAY_SHAPE", f"{name} has shape {array.shape}, not {expected}", "send arrays as (i, j, k)")
     if array.dtype.kind not in "fiub":
         raise InputError("ARRAY_TYPE", f"{name} has data type {array.dtype}", "send real numbers")
     if array.size > MAXIMUM_VOXELS:
@@ -201,9 +188,7 @@ def _scan(folder: Path, fields: object) -> Scan:
     if not finite.all():
         count = int(voxels.size - np.count_nonzero(finite))
         voxels[~finite] = 0.0
-        checks.append(
-            Check("warning", "NON_FINITE", f"{count} voxels were NaN or infinite", "they were set to 0")
-        )
+        checks.append(Check("warning", "NON_FINITE", f"{count} voxels were NaN or infinite", "they were set to 0"))
     return Scan(voxels, affine, stem=_text(fields, "stem", "scan"), contrast=contrast, checks=checks)
 
 
@@ -332,7 +317,8 @@ class Worker:
     def _send(self, event: str, **fields: Any) -> None:
         """Write one event; a parent that has gone away is found out by the main thread's next read."""
         with self._send_lock, contextlib.suppress(OSError):
-            protocol.send(self._sink, "event", event, **plain(fields))
+            self._sink.write(protocol.encode({"event": event, **plain(fields)}))
+            self._sink.flush()
 
     def _handle(self, line: bytes) -> bool:
         """Act on one line; False ends the process."""
@@ -340,9 +326,7 @@ class Worker:
         try:
             if not line.endswith(b"\n") and len(line) >= MAXIMUM_LINE:
                 self._skip_line()
-                raise InputError(
-                    "BAD_REQUEST", f"a line is longer than {MAXIMUM_LINE} bytes", "send arrays as files"
-                )
+                raise InputError("BAD_REQUEST", f"a line is longer than {MAXIMUM_LINE} bytes", "send arrays as files")
             if not line.strip():
                 return True
             try:
@@ -383,14 +367,8 @@ class Worker:
             if name in self._jobs or name in self._kept:
                 raise InputError("JOB_EXISTS", "a job of this name exists", "give each job a new name")
         models = request.get("models")
-        if (
-            not isinstance(models, list)
-            or not 0 < len(models) <= 32
-            or not all(isinstance(m, str) for m in models)
-        ):
-            raise InputError(
-                "BAD_REQUEST", "field 'models' is not a list of model ids", "send at least one id"
-            )
+        if not isinstance(models, list) or not 0 < len(models) <= 32 or not all(isinstance(m, str) for m in models):
+            raise InputError("BAD_REQUEST", "field 'models' is not a list of model ids", "send at least one id")
         job = _Job(name, _folder(request), request)
         with self._lock:
             self._jobs[name] = job
@@ -402,9 +380,7 @@ class Worker:
         with self._lock:
             job = self._jobs.get(name)
             if job is None:
-                raise InputError(
-                    "JOB_UNKNOWN", "no such job is queued or running", "it may have ended already"
-                )
+                raise InputError("JOB_UNKNOWN", "no such job is queued or running", "it may have ended already")
             job.cancel.set()
             ended = job.state in ("queued", "loading")
             if ended:
@@ -502,7 +478,7 @@ class Worker:
             self._kept[job.name] = _Kept(folder, scan.stem, {one.model: _light(one) for one in detections})
             while len(self._kept) > JOBS_KEPT:
                 self._kept.popitem(last=False)
-        self._end(job, "result", answers="detect", detections=rows)
+        self._end(job, "result", kind="detect", detections=rows)
 
     def _warn(self, job: _Job, detections: list[Any]) -> None:
         """Send each warning-level check once."""
@@ -510,9 +486,7 @@ class Worker:
         for check in itertools.chain.from_iterable(detection.checks for detection in detections):
             if check.level == "warning" and (check.code, check.message) not in seen:
                 seen.add((check.code, check.message))
-                self._send(
-                    "warning", job=job.name, code=check.code, message=check.message, advice=check.advice
-                )
+                self._send("warning", job=job.name, code=check.code, message=check.message, advice=check.advice)
 
     def _write(self, job: _Job, detections: list[Any], stem: str) -> list[dict[str, Any]]:
         """Write the arrays of a job's result into its folder and describe each model's result."""
@@ -574,17 +548,17 @@ class Worker:
             with contextlib.suppress(OSError):
                 masks.pop(0).unlink(missing_ok=True)
         row = _describe(detection, kept.stem) | {"mask": path.name}
-        self._send("result", job=name, answers="threshold", detections=[row])
+        self._send("result", job=name, kind="threshold", detections=[row])
 
     def _models(self, request: dict[str, Any]) -> None:
         """Answer with the catalogue."""
         catalogue = importlib.import_module("UADBenchLib.bundles.catalogue")
-        self._send("result", job=request.get("job"), answers="models", models=plain(catalogue.list_models()))
+        self._send("result", job=request.get("job"), kind="models", models=plain(catalogue.list_models()))
 
     def _device(self, request: dict[str, Any]) -> None:
         """Answer with what there is to compute on."""
         device = importlib.import_module("UADBenchLib.inference.device")
-        self._send("result", job=request.get("job"), answers="device", devices=plain(device.devices()))
+        self._send("result", job=request.get("job"), kind="device", devices=plain(device.devices()))
 
 
 def _describe(detection: Any, stem: str) -> dict[str, Any]:
@@ -632,9 +606,7 @@ def main() -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     sink = _take_stdout()
     worker = Worker(sys.stdin.buffer, sink)
     worker.run()

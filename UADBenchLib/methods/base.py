@@ -1,7 +1,8 @@
 """The contract that every method keeps, so that training, inference and the benchmark need to know none of them.
 
-A method is an ``nn.Module`` with a frozen configuration. It learns from healthy slices, either by gradient (``training_loss``) or
-by going through them once (``fit``), and gives every brain pixel of a slice a score: higher means more abnormal.
+A method is an ``nn.Module`` with a frozen configuration. It learns from healthy slices, either by gradient
+(``training_loss``) or by going through them once (``fit``), and gives every brain pixel of a slice a score: higher
+means more abnormal.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Slices:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a preset is trained: AdamW with a linear warm-up and a cosine to zero, gradients clipped, weights averaged (EMA)."""
+    """How a preset is trained: AdamW with a linear warm-up and a cosine to zero, gradients clipped, weights averaged
+    (EMA)."""
 
     steps: int
     batch: int = 16
@@ -95,7 +97,8 @@ class Method(nn.Module, ABC):
         raise TypeError(f"{self.name} is fitted, not trained")
 
     def fit(self, batches: Iterable[Slices]) -> None:
-        """Go once through the healthy slices. Methods trained by gradient use it to measure constants, or not at all."""
+        """Go once through the healthy slices. Methods trained by gradient use it to measure constants, or not at
+        all."""
 
     @abstractmethod
     def score(self, slices: Slices, generator: torch.Generator) -> Tensor:

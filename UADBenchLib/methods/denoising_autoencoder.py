@@ -1,8 +1,9 @@
-"""Denoising autoencoder with coarse noise (Kascenas et al. 2023, "The role of noise in denoising models for anomaly detection in
-medical images", arXiv 2301.08330).
+"""Denoising autoencoder with coarse noise (Kascenas et al. 2023, "The role of noise in denoising models for anomaly
+detection in medical images", arXiv 2301.08330).
 
-A U-Net with skips removes coarse noise from healthy slices; on a scan it removes what looks like such noise, and the score is what
-it changed. The noise level is drawn from a range, since one T1w channel carries less than the four channels of the original.
+A U-Net with skips removes coarse noise from healthy slices; on a scan it removes what looks like such noise, and the
+score is what it changed. The noise level is drawn from a range, since one T1w channel carries less than the four
+channels of the original.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from UADBenchLib.networks.unet import UNet
 
 @dataclass(frozen=True)
 class DenoisingAutoencoderConfig:
-    """Channels per level and folding of the U-Net; cells of the noise along the longer side (192 mm); range of its standard deviation."""
+    """Channels per level and folding of the U-Net; cells of the noise along the longer side (192 mm); range of its
+    standard deviation."""
 
     widths: tuple[int, ...] = (48, 96, 128, 160)
     stem: int = 2
@@ -34,7 +36,7 @@ class DenoisingAutoencoder(Method):
 
     name = "denoising_autoencoder"
     paper = "Kascenas et al. 2023, arXiv 2301.08330"
-    presets = {"compact": Preset(DenoisingAutoencoderConfig(), Schedule(steps=11_000, learning_rate=8e-4))}
+    presets = {"compact": Preset(DenoisingAutoencoderConfig(), Schedule(steps=9_000, learning_rate=8e-4))}
 
     def __init__(self, config: DenoisingAutoencoderConfig) -> None:
         super().__init__(config)
@@ -45,8 +47,11 @@ class DenoisingAutoencoder(Method):
         if self.config.augment:
             images, masks = augmentation.apply(augmentation.draw(len(slices), generator), images, masks)
         noise = coarse_noise(images, masks, generator, grids=self.config.grids, sigma=self.config.sigma)
-        restored = self._restore(images + noise)
-        error = (restored - images) * masks
+        # What is random is drawn on the processor, so that a run does not depend on the device; the network may be
+        # elsewhere.
+        device = next(self.network.parameters()).device
+        images, noise, masks = images.to(device), noise.to(device), masks.to(device)
+        error = (self._restore(images + noise) - images) * masks
         return error.square().sum() / masks.sum().clamp(min=1)
 
     def _restore(self, images: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """DISYRE: diffusion-inspired synthetic restoration (Naval Marimont et al. 2024, arXiv 2311.15453; v2 arXiv 2405.06284).
 
-A network is shown slices with synthetic anomalies of known strength and restores the healthy slice. At test time it is asked to restore
-the scan at several assumed strengths; the score is the mean absolute change. Differences of the compact preset from the published
-one: whole slices instead of windows, strength embedded on a logarithmic scale instead of as a step of a schedule, a fifth of the slices
-left clean.
+A network is shown slices with synthetic anomalies of known strength and restores the healthy slice. At test time it is
+asked to restore the scan at several assumed strengths; the score is the mean absolute change. Differences of the
+compact preset from the published one: whole slices instead of windows, strength embedded on a logarithmic scale instead
+of as a step of a schedule, a fifth of the slices left clean.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ SMALLEST = 0.004
 
 @dataclass(frozen=True)
 class DisyreConfig:
-    """Channels per level and folding of the U-Net, shapes in pixels, share of slices left clean, strengths assumed at test time."""
+    """Channels per level and folding of the U-Net, shapes in pixels, share of slices left clean, strengths assumed at
+    test time."""
 
     widths: tuple[int, ...] = (48, 96, 128, 160)
     stem: int = 2
@@ -42,7 +43,7 @@ class Disyre(Method):
 
     name = "disyre"
     paper = "Naval Marimont et al. 2024, arXiv 2311.15453 and 2405.06284"
-    presets = {"compact": Preset(DisyreConfig(), Schedule(steps=11_000, learning_rate=8e-4))}
+    presets = {"compact": Preset(DisyreConfig(), Schedule(steps=9_000, learning_rate=8e-4))}
 
     def __init__(self, config: DisyreConfig) -> None:
         super().__init__(config)
@@ -66,7 +67,11 @@ class Disyre(Method):
         if self.config.augment:
             images, masks = augmentation.apply(augmentation.draw(len(slices), generator), images, masks)
         corrupted, strength = self._corrupt(images, masks, generator)
-        error = (self._restore(corrupted, strength) - images) * masks
+        # What is random is drawn on the processor, so that a run does not depend on the device; the network may be
+        # elsewhere.
+        device = next(self.network.parameters()).device
+        images, masks = images.to(device), masks.to(device)
+        error = (self._restore(corrupted.to(device), strength.to(device)) - images) * masks
         return error.square().sum() / masks.sum().clamp(min=1)
 
     def _corrupt(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

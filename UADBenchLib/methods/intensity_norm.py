@@ -1,7 +1,7 @@
 """Voxelwise normative intensity: how many healthy standard deviations a voxel lies from the healthy mean at its place.
 
-The baseline that every network must beat. It knows nothing of texture or shape, only which intensity registered healthy brains have
-where. Mean and spread are kept for every voxel of the model grid.
+The baseline that every network must beat. It knows nothing of texture or shape, only which intensity registered healthy
+brains have where. Mean and spread are kept for every voxel of the model grid.
 """
 
 from __future__ import annotations

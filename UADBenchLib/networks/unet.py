@@ -1,7 +1,7 @@
 """A small residual U-Net for slices, with an optional scalar condition (noise level, corruption strength).
 
-The layout follows the DDPM family: group normalisation, SiLU before every convolution, scale-shift conditioning, and a last
-convolution that starts at zero. Resolution is halved by average pooling and doubled by nearest neighbour.
+The layout follows the DDPM family: group normalisation, SiLU before every convolution, scale-shift conditioning, and a
+last convolution that starts at zero. Resolution is halved by average pooling and doubled by nearest neighbour.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class UNet(nn.Module):
     widths : tuple of int
         Channels per level, each a multiple of 8.
     stem : int
-        Pixels along each side that are folded into channels at the first level and unfolded at the end. 2 makes the network
-        about 2.5 times cheaper than 1.
+        Pixels along each side that are folded into channels at the first level and unfolded at the end. 2 makes the
+        network about 2.5 times cheaper than 1.
     conditioned : bool
         Whether ``forward`` takes a scalar a sample, in about [0, 1000].
     channels : int

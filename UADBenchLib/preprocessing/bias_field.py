@@ -1,4 +1,5 @@
-"""Removal of the slowly varying intensity bias of receive coils: N4 (Tustison et al. 2010) as SimpleITK implements it."""
+"""Removal of the slowly varying intensity bias of receive coils: N4 (Tustison et al. 2010) as SimpleITK implements
+it."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from UADBenchLib.errors import CancelledError
 from UADBenchLib.geometry import resample, to_sitk
 
 
@@ -16,13 +16,13 @@ def correct_bias_field(
     mask: np.ndarray,
     *,
     work_mm: float = 4.0,
-    iterations: tuple[int, ...] = (30, 20, 10),
+    iterations: tuple[int, ...] = (50, 50, 50),
     check: Callable[[], None] | None = None,
 ) -> np.ndarray:
     """Return ``voxels`` divided by the bias field fitted inside ``mask``.
 
-    The field is fitted on a grid of about ``work_mm`` millimetres, where it is just as smooth and the fit takes a second
-    instead of a minute, and is evaluated on the scan's own grid.
+    The field is fitted on a grid of about ``work_mm`` millimetres, where it is just as smooth and the fit takes a
+    second instead of a minute, and is evaluated on the scan's own grid.
 
     Parameters
     ----------
@@ -42,7 +42,8 @@ def correct_bias_field(
     coarse[:3, :3] *= ratio
     coarse[:3, 3] += affine[:3, :3] @ ((ratio - 1) / 2)
     low = float(voxels[mask].min())
-    # N4 works on logarithms: shift a scan with negative values (spline overshoot) above zero and take the shift back afterwards.
+    # N4 works on logarithms: shift a scan with negative values (spline overshoot) above zero and take the shift back
+    # afterwards.
     shift = 1.0 - low if low <= 0 else 0.0
     small = resample(np.where(mask, voxels + shift, 0), affine, shape, coarse, order=1, antialias=True)
     small_mask = resample(mask.astype(np.float32), affine, shape, coarse, order=1, antialias=True) > 0.5
@@ -54,7 +55,7 @@ def correct_bias_field(
     def iteration() -> None:
         try:
             check()
-        except CancelledError as error:
+        except BaseException as error:  # also KeyboardInterrupt: signals arrive while Python runs, which is here
             stopped.append(error)
             n4.Abort()
 

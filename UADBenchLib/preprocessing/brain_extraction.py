@@ -1,7 +1,7 @@
 """Which voxels are brain: given by the user, already extracted, or found by a classical fallback.
 
-The fallback carries the MNI152 brain mask onto the head by an affine and mends it by intensity. It is honest work for an
-upright T1w head of usual coverage and no more than that; the result says when it was used.
+The fallback carries the MNI152 brain mask onto the head by an affine and mends it by intensity. It is honest work for
+an upright T1w head of usual coverage and no more than that; the result says when it was used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ SMALLEST_BRAIN_ML, LARGEST_BRAIN_ML = 600.0, 1950.0
 
 @dataclass(frozen=True)
 class BrainMask:
-    """A mask on the scan's grid, where it came from (``given``, ``already extracted``, ``template fallback``) and remarks."""
+    """A mask on the scan's grid, where it came from (``given``, ``already extracted``, ``template fallback``) and
+    remarks."""
 
     mask: np.ndarray
     source: str
@@ -117,13 +118,19 @@ def _template_fallback(voxels: np.ndarray, affine: np.ndarray, check: Callable[[
     found = register(voxels, affine, _head_start(voxels, affine), check=check)
     template = load_template(2)
     carried = resample(
-        template.mask.astype(np.float32), template.affine, voxels.shape, affine, order=1, world=np.linalg.inv(found.world)
+        template.mask.astype(np.float32),
+        template.affine,
+        voxels.shape,
+        affine,
+        order=1,
+        world=np.linalg.inv(found.world),
     )
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     distance = ndimage.distance_transform_edt(carried <= 0.5, sampling=edges)
     core = voxels[ndimage.distance_transform_edt(carried > 0.5, sampling=edges) > 10]
     middle = np.median(core)
-    # Brain lies within a few millimetres of the carried mask and is brighter than skull and air; CSF between is closed again.
+    # Brain lies within a few millimetres of the carried mask and is brighter than skull and air; CSF between is closed
+    # again.
     candidate = (distance <= 4) & (voxels > 0.45 * middle) & (voxels < 2.2 * middle)
     ball = _ball(4.0, edges)
     opened = ndimage.binary_opening(candidate, ball)

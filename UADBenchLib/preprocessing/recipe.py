@@ -1,7 +1,9 @@
-"""The preprocessing recipe: the ordered steps that take a scan from its own grid to model space, recorded and invertible.
+"""The preprocessing recipe: the ordered steps that take a scan from its own grid to model space, recorded and
+invertible.
 
-Canonical orientation, brain mask, bias field, registration, resampling, intensity. A bundle carries the hash of the recipe that its
-training scans went through; a scan prepared by another recipe is refused. Only one interpolation touches the voxels.
+Canonical orientation, brain mask, bias field, registration, resampling, intensity. A bundle carries the hash of the
+recipe that its training scans went through; a scan prepared by another recipe is refused. Only one interpolation
+touches the voxels.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ class Recipe:
         RAS position of the first voxel's centre in template space.
     bias_field_mm : float
         Grid on which N4 fits.
+    bias_field_iterations : tuple of int
+        Most iterations of N4 on each of its levels. Fewer leave the shading of surface coils in, more levels begin to
+        take large lesions out.
     low, high : float
         Percentiles of the brain that are brought to 0.1 and 0.9.
     template : str
@@ -49,6 +54,7 @@ class Recipe:
     shape: tuple[int, int, int] = (80, 96, 84)
     origin_mm: tuple[float, float, float] = (-79.0, -112.0, -78.0)
     bias_field_mm: float = 4.0
+    bias_field_iterations: tuple[int, ...] = (50, 50, 50)
     low: float = 2.0
     high: float = 98.0
     template: str = TEMPLATE
@@ -185,8 +191,15 @@ def prepare(
     brain = find_brain(voxels, affine, given, check=log.tick)
     log.leave(source=brain.source, volume_ml=round(float(brain.mask.sum() * scan.voxel_ml), 1))
     log.enter("bias field")
-    corrected = correct_bias_field(voxels, affine, brain.mask, work_mm=recipe.bias_field_mm, check=log.tick)
-    log.leave(method="N4", grid_mm=recipe.bias_field_mm)
+    corrected = correct_bias_field(
+        voxels,
+        affine,
+        brain.mask,
+        work_mm=recipe.bias_field_mm,
+        iterations=recipe.bias_field_iterations,
+        check=log.tick,
+    )
+    log.leave(method="N4", grid_mm=recipe.bias_field_mm, iterations=list(recipe.bias_field_iterations))
     log.enter("registration")
     found = register(corrected, affine, centre_start(affine, brain.mask), mask=brain.mask, check=log.tick)
     log.leave(template=recipe.template, world=found.world.tolist(), mutual_information=round(found.similarity, 4))
@@ -207,7 +220,14 @@ def prepare(
     if native_mask is None:
         native_mask = _as_scan(brain.mask, scan.affine)
     return Prepared(
-        normal, prepared[1], recipe.affine, native_mask, found.world, log.steps, [*scan.checks, *brain.checks], log.seconds
+        normal,
+        prepared[1],
+        recipe.affine,
+        native_mask,
+        found.world,
+        log.steps,
+        [*scan.checks, *brain.checks],
+        log.seconds,
     )
 
 

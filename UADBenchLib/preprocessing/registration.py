@@ -1,7 +1,8 @@
 """Affine registration of a brain to the MNI152 template, and the template itself.
 
-The template is the skull-stripped ICBM 2009a non-linear symmetric average that nilearn carries in its package under a licence
-that allows redistribution; nothing is downloaded. Only linear registration is done: a non-linear one would warp lesions away.
+The template is the skull-stripped ICBM 2009a non-linear symmetric average that nilearn carries in its package under a
+licence that allows redistribution; nothing is downloaded. Only linear registration is done: a non-linear one would warp
+lesions away.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from UADBenchLib.errors import CancelledError, InputError
+from UADBenchLib.errors import InputError
 from UADBenchLib.geometry import resample, to_sitk
 
 TEMPLATE = "MNI152NLin2009aSym"
 MINIMUM_SIMILARITY = 0.12
-"""Mattes mutual information (nats) below which a registration is refused: registered brains reach 0.3 to 0.9, misplaced ones
-stay under 0.1."""
+"""Mattes mutual information (nats) below which a registration is refused: registered brains reach 0.3 to 0.9, misplaced
+ones stay under 0.1."""
 
 
 MARGIN = 24
@@ -124,7 +125,8 @@ def _centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def _moving_image(voxels: np.ndarray, affine: np.ndarray, mask: np.ndarray | None):
-    """The scan at about 2 mm (finer voxels cost time and add nothing to an affine), masked, robustly scaled to [0, 1]."""
+    """The scan at about 2 mm (finer voxels cost time and add nothing to an affine), masked, robustly scaled to [0,
+    1]."""
     values = voxels if mask is None else np.where(mask, voxels, 0)
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     shape = np.maximum(1, np.round(np.array(voxels.shape) * edges / 2.0)).astype(int)
@@ -163,7 +165,7 @@ def _optimise(fixed, region, moving, transform, start, *, shrink, step_mm, check
         # An exception must not cross ITK's C++ frames: remember it, stop the optimiser, raise it afterwards.
         try:
             check()
-        except CancelledError as error:
+        except BaseException as error:  # also KeyboardInterrupt: signals arrive while Python runs, which is here
             stopped.append(error)
             method.Abort()
 
@@ -198,7 +200,8 @@ def _metric(fixed, region, moving, transform) -> float:
 
 
 def _shifted(moving, start: np.ndarray):
-    """``moving`` with its geometry carried into the template's frame by the first guess, so that transforms start at identity."""
+    """``moving`` with its geometry carried into the template's frame by the first guess, so that transforms start at
+    identity."""
     import SimpleITK as sitk
 
     to_template = np.diag([-1, -1, 1, 1]) @ np.linalg.inv(start) @ np.diag([-1, -1, 1, 1])

@@ -86,9 +86,7 @@ def write_detection(
     return stage.files
 
 
-def _write_model(
-    stage: Stage, scan: Scan, detection: Detection, reference: np.ndarray | None, save_raw: bool
-) -> None:
+def _write_model(stage: Stage, scan: Scan, detection: Detection, reference: np.ndarray | None, save_raw: bool) -> None:
     """Write the files of one model."""
     name = f"{scan.stem}_model-{detection.model}"
     write_volume(stage.path(f"{name}_anomaly.nii.gz"), np.asarray(detection.map, np.float32), scan.affine)
@@ -196,9 +194,7 @@ def _preparation(detections: list[Detection]) -> list[tuple[str, str]]:
                 (
                     str(step.get("step", "")),
                     "; ".join(
-                        f"{key.replace('_', ' ')} {_short(value)}"
-                        for key, value in step.items()
-                        if key != "step"
+                        f"{key.replace('_', ' ')} {_short(value)}" for key, value in step.items() if key != "step"
                     ),
                 )
                 for step in steps
@@ -210,20 +206,14 @@ def _short(value: Any) -> str:
     """Return a value in a few characters; a matrix is only named, the JSON has it."""
     if isinstance(value, (list, tuple)):
         nested = value and isinstance(value[0], (list, tuple))
-        return (
-            f"({len(value)} x {len(value[0])} matrix)"
-            if nested
-            else " x ".join(_short(item) for item in value)
-        )
+        return f"({len(value)} x {len(value[0])} matrix)" if nested else " x ".join(_short(item) for item in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     """Return nested values as (dotted name, text) pairs."""
     if isinstance(value, dict):
-        return [
-            pair for key, item in value.items() for pair in _flat(item, f"{name}.{key}" if name else str(key))
-        ]
+        return [pair for key, item in value.items() for pair in _flat(item, f"{name}.{key}" if name else str(key))]
     if isinstance(value, (list, tuple)):
         return [(name, ", ".join(str(item) for item in value))]
     return [(name, f"{value:.6g}" if isinstance(value, float) else str(value))]
@@ -260,8 +250,6 @@ def _rules(detections: list[Detection]) -> list[str]:
 
 def _stage_rows(detections: list[Detection]) -> list[dict[str, Any]]:
     """Return one row a stage with the seconds that each model took in it."""
-    stages = dict.fromkeys(
-        stage for detection in detections for stage in detection.seconds if stage != "total"
-    )
+    stages = dict.fromkeys(stage for detection in detections for stage in detection.seconds if stage != "total")
     rows = [{"label": stage, "values": [one.seconds.get(stage) for one in detections]} for stage in stages]
     return [*rows, {"label": "total", "values": [sum(one.seconds.values()) for one in detections]}]

@@ -223,9 +223,7 @@ def _panel(
     """Draw one slice: the scan, and with a model its map and outlines."""
     brain = view.cut(volumes["brain"], index)
     low, high = volumes["window"]
-    picture = np.where(
-        brain, np.clip((view.cut(volumes["scan"], index) - low) / max(high - low, 1e-6), 0, 1), 0
-    )
+    picture = np.where(brain, np.clip((view.cut(volumes["scan"], index) - low) / max(high - low, 1e-6), 0, 1), 0)
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect=view.aspect, interpolation="nearest")
     if model is not None:
         scores = view.cut(volumes["maps"][model], index)
@@ -309,9 +307,7 @@ def _key(figure: Figure, view: _View, with_reference: bool) -> None:
     bar.set_xlabel("anomaly map, z (drawn above the threshold)", fontsize=7, labelpad=2)
     entries = [Line2D([], [], color=MASK_COLOUR, linewidth=2, label="outline of the findings")]
     if with_reference:
-        entries.append(
-            Line2D([], [], color="#ffffff", linewidth=2, linestyle=(0, (2.2, 1.2)), label="reference")
-        )
+        entries.append(Line2D([], [], color="#ffffff", linewidth=2, linestyle=(0, (2.2, 1.2)), label="reference"))
     legend = figure.legend(
         handles=entries, loc="upper left", bbox_to_anchor=(4.0 / width, 0.80 / height), fontsize=7, ncols=2,
         facecolor="#303030", edgecolor="none", labelcolor="white", borderpad=0.6, handlelength=2.4,

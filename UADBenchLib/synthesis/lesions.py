@@ -1,7 +1,9 @@
-"""Synthetic lesions with exact masks: irregular three-dimensional bodies that change the intensity and flatten the texture of tissue.
+"""Synthetic lesions with exact masks: irregular three-dimensional bodies that change the intensity and flatten the
+texture of tissue.
 
-What is random is drawn first (``draw_lesion``) and kept, so that any lesion can be made again (``apply_lesion``). These are stand-ins for
-validation and demonstration, not models of a disease; they share no code with the anomalies that methods are trained on.
+What is random is drawn first (``draw_lesion``) and kept, so that any lesion can be made again (``apply_lesion``). These
+are stand-ins for validation and demonstration, not models of a disease; they share no code with the anomalies that
+methods are trained on.
 """
 
 from __future__ import annotations

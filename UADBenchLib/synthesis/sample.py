@@ -1,7 +1,8 @@
 """The sample case of the demo: a brain that nobody has, with a lesion of known extent.
 
-Made at run time from the MNI152 template and tissue maps that nilearn carries, so that nothing has to be shipped or downloaded: the tissues get sharp
-intensities, the anatomy is bent, a bias field and noise are added, a lesion is put in, and all is put on an oblique, anisotropic grid, as scans are.
+Made at run time from the MNI152 template and tissue maps that nilearn carries, so that nothing has to be shipped or
+downloaded: the tissues get sharp intensities, the anatomy is bent, a bias field and noise are added, a lesion is put
+in, and all is put on an oblique, anisotropic grid, as scans are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The slice store: prepared scans on disk, one safetensors file a scan, read slice by slice.
 
-A file holds ``voxels`` (float16) and ``mask`` (uint8), both (Z, X, Y), so that an axial slice is contiguous and a training step reads only
-the slices it needs; memory does not grow with the cohort. Files are named by what went into them (scan, brain mask, recipe), so a store is
-filled once and an interrupted run goes on where it stopped.
+A file holds ``voxels`` (float16) and ``mask`` (uint8), both (Z, X, Y), so that an axial slice is contiguous and a
+training step reads only the slices it needs; memory does not grow with the cohort. Files are named by what went into
+them (scan, brain mask, recipe), so a store is filled once and an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ class SliceSampler:
             raise ValueError("the store holds no slice with enough brain")
 
     def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return images (N, 1, X, Y) float32, masks (N, 1, X, Y) bool and axial positions (N,) int64 of the given places."""
+        """Return images (N, 1, X, Y) float32, masks (N, 1, X, Y) bool and axial positions (N,) int64 of the given
+        places."""
         images, masks, positions = [], [], []
         for index in indices:
             number, z = self.places[index]

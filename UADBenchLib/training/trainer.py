@@ -1,7 +1,9 @@
-"""The training loop: one method, one cohort, one bundle. Seeded, resumable at any moment, with averaged weights and a log of the loss.
+"""The training loop: one method, one cohort, one bundle. Seeded, resumable at any moment, with averaged weights and a
+log of the loss.
 
-Methods that only ``fit`` go once through the training slices. Checkpoints are safetensors like everything else: weights, averaged weights, optimiser
-moments and the generator's state, so that a resumed run takes the very steps that an unbroken one would have taken.
+Methods that only ``fit`` go once through the training slices. Checkpoints are safetensors like everything else:
+weights, averaged weights, optimiser moments and the generator's state, so that a resumed run takes the very steps that
+an unbroken one would have taken.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ def train(
     seed: int = 0,
     steps: int | None = None,
     resume: bool = False,
+    licence: str = "not stated",
     device: str = "auto",
     store: str | Path | None = None,
     workers: int = 1,
@@ -70,6 +73,8 @@ def train(
         Overrides the preset's number of steps.
     resume : bool
         Go on from the checkpoint when there is one.
+    licence : str
+        Under which the weights are given on; written into the bundle.
 
     Returns
     -------
@@ -89,8 +94,12 @@ def train(
     if schedule is not None and steps is not None:
         schedule = replace(schedule, steps=steps)
     recipe = Recipe()
-    rows = _fraction(select(read_cohort(cohort, data), split="train", label="healthy", contrast=contrast), fraction, seed)
-    stored, failed = build_store(rows, Path(store) if store else default_store(), recipe, workers=workers, progress=progress)
+    rows = _fraction(
+        select(read_cohort(cohort, data), split="train", label="healthy", contrast=contrast), fraction, seed
+    )
+    stored, failed = build_store(
+        rows, Path(store) if store else default_store(), recipe, workers=workers, progress=progress
+    )
     if not stored:
         raise InputError("COHORT_EMPTY", "no scan of the cohort could be prepared", "see the warnings above")
     sampler = SliceSampler(stored) if schedule else SliceSampler(stored, minimum_brain=0.0)
@@ -101,8 +110,12 @@ def train(
         run = _Run(model, schedule, sampler, seed, Path(f"{out}.training"), choose_device(device))
         log = run.go(resume, progress)
         model = run.averaged
-    bundle = Bundle(_metadata(model, preset, contrast, recipe, stored, seed, len(log), fraction), model.cpu().eval(), recipe)
-    saved = save_bundle(bundle, out, _card(bundle.metadata))
+    bundle = Bundle(
+        _metadata(model, preset, contrast, recipe, stored, seed, len(log), fraction, licence),
+        model.cpu().eval(),
+        recipe,
+    )
+    saved = save_bundle(bundle, out)
     if log:
         write_text(Path(out) / "docs" / "loss.csv", _loss_table(log))
     return {
@@ -122,7 +135,9 @@ def _fraction(rows: list[CohortScan], fraction: float, seed: int) -> list[Cohort
     if not 0 < fraction <= 1:
         raise InputError("FRACTION", f"the fraction is {fraction}", "give a number above 0 and up to 1")
     if not rows:
-        raise InputError("COHORT_EMPTY", "the cohort has no healthy training scan of this contrast", "check label, split, contrast")
+        raise InputError(
+            "COHORT_EMPTY", "the cohort has no healthy training scan of this contrast", "check label, split, contrast"
+        )
     subjects = sorted(
         {row.subject for row in rows}, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
     )
@@ -167,10 +182,16 @@ class _Run:
         while len(self.log) < total:
             loss = self._step(len(self.log))
             if not math.isfinite(loss):
-                raise InputError("TRAINING_DIVERGED", f"the loss was {loss} at step {len(self.log)}", "lower the learning rate")
-            self.log.append({"step": len(self.log), "loss": loss, "learning_rate": self.optimiser.param_groups[0]["lr"]})
+                raise InputError(
+                    "TRAINING_DIVERGED", f"the loss was {loss} at step {len(self.log)}", "lower the learning rate"
+                )
+            self.log.append(
+                {"step": len(self.log), "loss": loss, "learning_rate": self.optimiser.param_groups[0]["lr"]}
+            )
             if progress is not None:
-                progress(f"training, loss {np.mean([row['loss'] for row in self.log[-50:]]):.5f}", len(self.log) / total)
+                progress(
+                    f"training, loss {np.mean([row['loss'] for row in self.log[-50:]]):.5f}", len(self.log) / total
+                )
             if len(self.log) % CHECKPOINT_EVERY == 0 or len(self.log) == total:
                 self._save()
         return self.log
@@ -201,7 +222,9 @@ class _Run:
         for number, state in self.optimiser.state_dict()["state"].items():
             arrays |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
         arrays["generator"] = self.generator.get_state()
-        arrays["log"] = torch.tensor([[row["step"], row["loss"], row["learning_rate"]] for row in self.log], dtype=torch.float64)
+        arrays["log"] = torch.tensor(
+            [[row["step"], row["loss"], row["learning_rate"]] for row in self.log], dtype=torch.float64
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic(self.folder / "checkpoint.safetensors") as temporary:
             save_file({name: value.detach().cpu().clone().contiguous() for name, value in arrays.items()}, temporary)
@@ -233,12 +256,22 @@ def _loss_table(log: list[dict[str, float]]) -> str:
     # Means of 50 steps: single losses are noise, and the file is read by people.
     for start in range(0, len(log), 50):
         part = log[start : start + 50]
-        writer.writerow([part[-1]["step"] + 1, f"{np.mean([r['loss'] for r in part]):.6g}", f"{part[-1]['learning_rate']:.4g}"])
+        writer.writerow(
+            [part[-1]["step"] + 1, f"{np.mean([r['loss'] for r in part]):.6g}", f"{part[-1]['learning_rate']:.4g}"]
+        )
     return stream.getvalue()
 
 
 def _metadata(
-    model: Method, preset: str, contrast: str, recipe: Recipe, stored: list[StoredScan], seed: int, steps: int, fraction: float
+    model: Method,
+    preset: str,
+    contrast: str,
+    recipe: Recipe,
+    stored: list[StoredScan],
+    seed: int,
+    steps: int,
+    fraction: float,
+    licence: str,
 ) -> Metadata:
     sites: dict[str, int] = {}
     for scan in stored:
@@ -253,11 +286,14 @@ def _metadata(
         config=model.configuration(),
         recipe=recipe_values(recipe),
         recipe_hash=recipe.hash,
-        space=Space(template=recipe.template, voxel_mm=recipe.voxel_mm, shape=recipe.shape, registration="affine, 12 parameters"),
+        space=Space(
+            template=recipe.template, voxel_mm=recipe.voxel_mm, shape=recipe.shape, registration="affine, 12 parameters"
+        ),
         trained_on={
             "scans": len(stored),
             "subjects": sorted({scan.row.subject for scan in stored}),
             "sites": sites,
+            "licences": {scan.row.site or "unknown": scan.row.licence or "not stated" for scan in stored},
             "fraction": fraction,
             "healthy_only": True,
         },
@@ -265,12 +301,5 @@ def _metadata(
         steps=steps,
         versions={"uadbench": __version__, "torch": torch.__version__.split("+")[0], "numpy": np.__version__},
         sha256={},
-    )
-
-
-def _card(metadata: Metadata) -> str:
-    sites = ", ".join(f"{name}: {count}" for name, count in sorted(metadata.trained_on["sites"].items()))
-    return (
-        f"# {metadata.id}\n\n{metadata.paper}\n\nTrained on {metadata.trained_on['scans']} healthy {metadata.contrast} scans ({sites}), "
-        f"{metadata.steps} steps, seed {metadata.seed}. Not calibrated yet: run `uadbench calibrate`.\n\n{metadata.intended_use}\n"
+        licence=licence,
     )

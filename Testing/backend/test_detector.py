@@ -1,0 +1,279 @@
+"""Detection end to end with the laboratory's model: what a detection holds, refusals, thresholds, consensus."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import Laboratory, make_bundle
+
+from UADBenchLib.bundles.bundle import load_metadata
+from UADBenchLib.errors import CancelledError, InputError
+from UADBenchLib.inference import detector
+from UADBenchLib.inference.detector import CONSENSUS, Detection, detect, region, rethreshold
+from UADBenchLib.inference.device import choose_device, devices
+from UADBenchLib.scan import Scan
+from UADBenchLib.writing import write_json
+
+Sample = tuple[Scan, np.ndarray, np.ndarray]
+SECOND = "intensity-norm-t1w-second"
+
+
+@pytest.fixture(scope="module")
+def catalogue(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The laboratory's model twice under two ids, one that is not calibrated, one of another contrast."""
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copytree(laboratory.bundle, folder / laboratory.model)
+    for name, changes in ((SECOND, {"id": SECOND}), ("flair", {"id": "flair", "contrast": "FLAIR"})):
+        shutil.copytree(laboratory.bundle, folder / name)
+        file = folder / name / "configs" / "metadata.json"
+        write_json(file, json.loads(file.read_text()) | changes)
+    points = {"fpr-1pct": {"threshold": 3, "healthy_fpr": 0.01, "ci": [2, 4], "origin": "x"}}
+    make_bundle(folder / "raw", "disyre", {"widths": (8, 16)}, id="raw", operating_points=points)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def use(catalogue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UADBENCH_MODELS", str(catalogue))
+
+
+@pytest.fixture(scope="module")
+def told() -> list[tuple[str, float]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def detections(catalogue: Path, laboratory: Laboratory, sample: Sample, told: list) -> list[Detection]:
+    """Two models and their consensus on the sample."""
+    scan, reference, mask = sample
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UADBENCH_MODELS", str(catalogue))
+        return detect(
+            scan,
+            [laboratory.model, SECOND],
+            brain_mask=mask,
+            reference=reference,
+            device="cpu",
+            progress=lambda *now: told.append(now),
+        )
+
+
+class TestDetection:
+    def test_arrays(self, detections: list[Detection], sample: Sample) -> None:
+        scan, _, brain = sample
+        for found in detections:
+            assert found.map.shape == found.raw.shape == found.mask.shape == found.brain_mask.shape == scan.shape
+            assert (found.map.dtype, found.raw.dtype, found.mask.dtype) == (np.float32, np.float32, np.uint8)
+            assert np.isfinite(found.map).all() and found.map.min() >= 0
+            assert not found.map[~brain].any() and not found.raw[~brain].any()
+            np.testing.assert_array_equal(found.brain_mask > 0, brain)
+            assert (found.map[found.mask > 0] > found.threshold).all()
+            np.testing.assert_array_equal(found.affine, scan.affine)
+
+    def test_the_lesion_is_found(self, detections: list[Detection], sample: Sample) -> None:
+        _, reference, _ = sample
+        first = detections[0]
+        assert first.metrics["average_precision"] > 0.3 > 10 * reference.mean()
+        assert first.metrics["lesions_hit"] == 1
+        assert any(finding.status == "TP" for finding in first.findings)
+        assert first.map[reference].mean() > 3 * first.map[(first.brain_mask > 0) & ~reference].mean()
+
+    def test_the_true_finding_is_named_by_its_place(self, detections: list[Detection]) -> None:
+        true = max((f for f in detections[0].findings if f.status == "TP"), key=lambda finding: finding.volume_ml)
+        assert true.region.startswith("right")
+        assert true.centroid_ras[0] > 10
+
+    def test_thresholds_are_those_of_the_bundle(self, detections: list[Detection], laboratory: Laboratory) -> None:
+        point = load_metadata(laboratory.bundle).operating_points["fpr-1pct"]
+        assert detections[0].threshold == point.threshold
+        assert detections[0].origin == point.origin and detections[0].operating_point == "fpr-1pct"
+
+    def test_summaries_are_json_without_a_path(self, detections: list[Detection], catalogue: Path) -> None:
+        for found in detections:
+            text = json.dumps(found.summary("sub-1_T1w"), allow_nan=True)
+            assert str(catalogue) not in text
+            summary = json.loads(text)
+            assert summary["scan"] == "sub-1_T1w" and summary["model"] == found.model
+            assert summary["findings"] == len(found.findings)
+            assert "not a medical device" in summary["note"]
+        assert detections[0].summary("x")["highest_z"] == pytest.approx(float(detections[0].map.max()), abs=1e-3)
+
+    def test_provenance_names_what_was_used(self, detections: list[Detection], laboratory: Laboratory) -> None:
+        provenance = detections[0].provenance
+        metadata = load_metadata(laboratory.bundle)
+        assert provenance["model"] == laboratory.model
+        assert provenance["weights_sha256"] == metadata.sha256["models/model.safetensors"]
+        assert provenance["recipe_hash"] == metadata.recipe_hash and provenance["device"] == "cpu"
+        assert {"uadbench", "torch", "numpy", "SimpleITK"} <= set(provenance["versions"])
+        assert [step["step"] for step in provenance["preparation"]][:2] == ["orientation", "brain mask"]
+
+    def test_seconds_cover_every_stage(self, detections: list[Detection]) -> None:
+        seconds = detections[0].seconds
+        assert {"bias field", "registration", "scoring", "map and findings"} <= set(seconds)
+        assert all(value >= 0 for value in seconds.values())
+
+    def test_progress_rises_to_1(self, detections: list[Detection], told: list[tuple[str, float]]) -> None:
+        shares = [share for _, share in told]
+        assert shares == sorted(shares) and shares[0] >= 0 and told[-1] == ("done", 1.0)
+        stages = list(dict.fromkeys(stage for stage, _ in told))
+        assert stages[:4] == ["orientation", "brain mask", "bias field", "registration"] and "scoring" in stages
+
+    def test_again_gives_the_same(self, detections: list[Detection], sample: Sample, laboratory: Laboratory) -> None:
+        scan, reference, mask = sample
+        (again,) = detect(scan, [laboratory.model], brain_mask=mask, reference=reference, device="cpu")
+        # Threads of the registration add up in any order: the last digits may differ, nothing that a user sees.
+        np.testing.assert_allclose(again.map, detections[0].map, atol=0.01)
+        first = detections[0].findings
+        assert [f.status for f in again.findings] == [f.status for f in first]
+        assert [f.volume_ml for f in again.findings] == pytest.approx([f.volume_ml for f in first], rel=0.02, abs=0.01)
+        assert again.metrics["dice"] == pytest.approx(detections[0].metrics["dice"], abs=1e-3)
+
+
+class TestConsensus:
+    def test_it_is_the_mean(self, detections: list[Detection]) -> None:
+        first, second, consensus = detections
+        assert (second.model, consensus.model) == (SECOND, CONSENSUS)
+        np.testing.assert_allclose(consensus.map, (first.map + second.map) / 2, rtol=1e-6)
+        assert consensus.threshold == (first.threshold + second.threshold) / 2
+        assert "no calibration of its own" in consensus.origin
+        assert [entry["model"] for entry in consensus.provenance["models"]] == [first.model, SECOND]
+
+    def test_equal_models_agree_with_their_consensus(self, detections: list[Detection]) -> None:
+        np.testing.assert_array_equal(detections[0].map, detections[1].map)
+        np.testing.assert_array_equal(detections[0].mask, detections[2].mask)
+        assert detections[0].metrics == detections[2].metrics
+
+
+class TestThresholds:
+    def test_a_higher_threshold_flags_less(self, detections: list[Detection]) -> None:
+        found = [rethreshold(detections[0], threshold, 0.0) for threshold in (0.5, 2.0, 4.0, 8.0, 16.0)]
+        for lower, higher in zip(found, found[1:], strict=False):
+            assert (higher.mask <= lower.mask).all()
+            assert higher.mask.sum() < lower.mask.sum()
+
+    def test_a_larger_minimum_leaves_fewer_findings(self, detections: list[Detection]) -> None:
+        found = [rethreshold(detections[0], 3.0, minimum) for minimum in (0.0, 0.1, 1.0, 5.0)]
+        counts = [len(entry.findings) for entry in found]
+        assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
+        assert all(f.volume_ml >= 1.0 for f in found[2].findings)
+
+    def test_the_same_threshold_gives_the_same(self, detections: list[Detection]) -> None:
+        again = rethreshold(detections[0], detections[0].threshold)
+        np.testing.assert_array_equal(again.mask, detections[0].mask)
+        assert again.findings == detections[0].findings and again.metrics == detections[0].metrics
+        assert again.operating_point == "user" and again.origin == "chosen by the user"
+
+    def test_nothing_above_the_threshold_is_a_result(self, detections: list[Detection]) -> None:
+        empty = rethreshold(detections[0], 1e6)
+        assert empty.findings == [] and not empty.mask.any() and empty.mask.dtype == np.uint8
+        assert empty.metrics["dice"] == 0 and empty.metrics["lesions_hit"] == 0
+        assert empty.summary("x")["findings"] == 0 and empty.summary("x")["findings_ml"] == 0
+
+    @pytest.mark.parametrize("threshold", [-1.0, float("nan"), float("inf")])
+    def test_a_threshold_that_is_none(self, detections: list[Detection], threshold: float) -> None:
+        with pytest.raises(InputError) as refusal:
+            rethreshold(detections[0], threshold)
+        assert refusal.value.code == "OPTION_INVALID"
+
+
+class TestRefusals:
+    """All of these come before the work: preparation would be noticed."""
+
+    @pytest.fixture(autouse=True)
+    def no_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def prepare(*_: object, **__: object) -> None:
+            raise AssertionError("prepared a scan that should have been refused")
+
+        monkeypatch.setattr(detector, "prepare", prepare)
+
+    def code(self, scan: Scan, *models: str, **options: object) -> str:
+        with pytest.raises(InputError) as refusal:
+            detect(scan, models, device=options.pop("device", "cpu"), **options)
+        assert refusal.value.advice
+        return refusal.value.code
+
+    def test_contrast(self, sample: Sample, laboratory: Laboratory) -> None:
+        assert self.code(replace(sample[0], contrast="FLAIR"), laboratory.model) == "CONTRAST_MISMATCH"
+        assert self.code(replace(sample[0], contrast=None), laboratory.model, "flair") == "CONTRAST_MISMATCH"
+
+    def test_no_model_of_the_contrast(self, sample: Sample) -> None:
+        assert self.code(replace(sample[0], contrast="T2w")) == "MODEL_MISSING"
+
+    def test_unknown_names(self, sample: Sample, laboratory: Laboratory) -> None:
+        assert self.code(sample[0], "nobody") == "MODEL_UNKNOWN"
+        assert self.code(sample[0], laboratory.model, operating_point="fpr-2pct") == "OPERATING_POINT_UNKNOWN"
+        assert self.code(sample[0], laboratory.model, device="cuda:77") == "DEVICE_UNKNOWN"
+
+    def test_not_calibrated(self, sample: Sample) -> None:
+        assert self.code(sample[0], "raw") == "NOT_CALIBRATED"
+
+    @pytest.mark.parametrize("name", ["brain_mask", "reference"])
+    def test_masks_of_another_grid(self, sample: Sample, laboratory: Laboratory, name: str) -> None:
+        wrong = np.zeros((5, 5, 5), dtype=bool)
+        assert self.code(sample[0], laboratory.model, **{name: wrong}) == "GRID_MISMATCH"
+
+    def test_damaged_weights(
+        self, sample: Sample, laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = shutil.copytree(laboratory.bundle, tmp_path / laboratory.model)
+        file = Path(folder) / "models" / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+        monkeypatch.setenv("UADBENCH_MODELS", str(tmp_path))
+        assert self.code(sample[0], laboratory.model) == "BUNDLE_DAMAGED"
+
+
+def test_an_unknown_contrast_is_assumed_and_said(sample: Sample, laboratory: Laboratory) -> None:
+    bundle, _ = detector._open(laboratory.model)
+    prepared = type("Prepared", (), {"checks": []})()
+    checks = detector._checks(replace(sample[0], contrast=None), prepared, bundle)
+    assert [check.code for check in checks] == ["CONTRAST_ASSUMED"]
+    assert detector._checks(sample[0], prepared, bundle) == []
+
+
+def test_cancelling_in_the_middle_ends_it(sample: Sample, laboratory: Laboratory) -> None:
+    def stop(stage: str, share: float) -> None:
+        if stage == "bias field":
+            raise CancelledError
+
+    with pytest.raises(CancelledError):
+        detect(sample[0], [laboratory.model], brain_mask=sample[2], device="cpu", progress=stop)
+
+
+def test_a_model_trained_again_is_not_taken_for_the_old_one(catalogue: Path, laboratory: Laboratory) -> None:
+    first, _ = detector._open(SECOND)
+    assert detector._open(SECOND)[0] is first
+    file = catalogue / SECOND / "configs" / "metadata.json"
+    before = file.read_text()
+    try:
+        write_json(file, json.loads(before) | {"version": "other"})
+        assert detector._open(SECOND)[0] is not first
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ((30, 30, 20), "right anterior middle"),
+        ((-30, -60, 50), "left posterior superior"),
+        ((0, 0, -5), "midline central inferior"),
+        ((-20, -60, -30), "left posterior fossa"),
+    ],
+)
+def test_regions(place: tuple[float, float, float], name: str) -> None:
+    assert region(np.array(place, dtype=float)) == name
+
+
+def test_devices() -> None:
+    known = devices()
+    assert known[0]["id"] == "cpu" and all(set(entry) == {"id", "name", "memory_free_gb"} for entry in known)
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type == ("cpu" if len(known) == 1 else known[1]["id"].split(":")[0])
+    with pytest.raises(InputError) as refusal:
+        choose_device("tpu")
+    assert refusal.value.code == "DEVICE_UNKNOWN" and "cpu" in refusal.value.advice

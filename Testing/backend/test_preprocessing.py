@@ -1,0 +1,245 @@
+"""The recipe's steps: brain mask, bias field, registration, intensity, and a preparation that can be stopped any time.
+
+Whether sides and places survive preparation is in ``test_geometry_of_results``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import dice, on_grid, rotation
+from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter
+
+from UADBenchLib.errors import CancelledError, InputError
+from UADBenchLib.geometry import corners, resample
+from UADBenchLib.preprocessing.bias_field import correct_bias_field
+from UADBenchLib.preprocessing.brain_extraction import find_brain
+from UADBenchLib.preprocessing.intensity import CLIP, normalise
+from UADBenchLib.preprocessing.recipe import STAGES, Recipe, _as_scan, prepare
+from UADBenchLib.preprocessing.registration import centre_start, load_template, register
+from UADBenchLib.scan import Scan
+
+Sample = tuple[Scan, np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def coarse(sample: Sample) -> Sample:
+    """The sample on an upright grid of 3 mm."""
+    return on_grid("ras", *sample)
+
+
+class TestRecipe:
+    def test_the_hash_is_the_same_in_every_process(self, repository: Path) -> None:
+        """That shipped bundles carry it is in ``test_bundles``."""
+        code = "from UADBenchLib.preprocessing.recipe import Recipe; print(Recipe().hash)"
+        seeded = os.environ | {"PYTHONHASHSEED": "77"}
+        done = subprocess.run([sys.executable, "-c", code], cwd=repository, env=seeded, capture_output=True, text=True)
+        assert done.stdout.strip() == Recipe().hash == Recipe(**dataclasses.asdict(Recipe())).hash
+        assert len(Recipe().hash) == 16 and int(Recipe().hash, 16)
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"voxel_mm": 1.0}, {"shape": (80, 96, 88)}, {"origin_mm": (0.0, 0.0, 0.0)}, {"low": 1.0}, {"version": 2}],
+        ids=lambda change: next(iter(change)),
+    )
+    def test_every_parameter_counts(self, change: dict[str, object]) -> None:
+        assert replace(Recipe(), **change).hash != Recipe().hash
+
+    def test_the_grid_is_symmetric_and_holds_the_template(self) -> None:
+        recipe, template = Recipe(), load_template(2)
+        places = corners(recipe.shape, recipe.affine)
+        np.testing.assert_allclose(places[:, 0].min(), -places[:, 0].max())
+        brain = template.affine[:3, :3] @ np.argwhere(template.mask).T + template.affine[:3, 3:]
+        assert (brain.min(axis=1) >= places.min(axis=0)).all() and (brain.max(axis=1) <= places.max(axis=0)).all()
+
+
+class TestRegistration:
+    def test_a_known_affine_is_recovered(self) -> None:
+        template = load_template(2)
+        known = np.eye(4)
+        known[:3, :3] = rotation((9.0, -6.0, 11.0)) @ np.diag([1.08, 0.94, 1.05])
+        known[:3, 3] = (14.0, -22.0, 9.0)
+        grid = template.affine.copy()
+        grid[:3, 3] += (12.0, -20.0, 6.0)
+        back = np.linalg.inv(known)
+        moved = resample(template.voxels, template.affine, template.voxels.shape, grid, order=1, world=back)
+        mask = resample(template.mask, template.affine, template.mask.shape, grid, order=0, world=back)
+        found = register(moved, grid, centre_start(grid, mask), mask=mask)
+        inside = np.argwhere(template.mask)
+        box = np.array([inside.min(axis=0), inside.max(axis=0)])
+        places = corners(tuple(box[1] - box[0] + 1), template.affine) + template.affine[:3, :3] @ box[0]
+        error = [np.linalg.norm((found.world - known) @ [*place, 1.0]) for place in places]
+        assert max(error) < 4.0
+        assert found.similarity > 0.3
+
+    def test_noise_is_refused(self) -> None:
+        rng = np.random.default_rng(0)
+        noise = rng.uniform(0, 100, (60, 70, 60)).astype(np.float32)
+        affine = np.diag([3.0, 3.0, 3.0, 1.0])
+        affine[:3, 3] = (-90, -120, -80)
+        with pytest.raises(InputError) as refusal:
+            register(noise, affine, np.eye(4))
+        assert refusal.value.code == "REGISTRATION_FAILED" and "--brain-mask" in refusal.value.advice
+
+    @pytest.mark.parametrize("kind", [CancelledError, KeyboardInterrupt])
+    def test_whatever_the_callback_raises_comes_out(self, kind: type[BaseException]) -> None:
+        template = load_template(2)
+
+        def stop() -> None:
+            raise kind
+
+        with pytest.raises(kind):
+            register(template.voxels, template.affine, np.eye(4), check=stop)
+
+
+class TestBrainMask:
+    def test_given(self, coarse: Sample) -> None:
+        scan, _, mask = coarse
+        found = find_brain(scan.voxels, scan.affine, mask)
+        assert found.source == "given" and found.mask is mask and found.checks == ()
+
+    def test_an_empty_one_is_refused(self, coarse: Sample) -> None:
+        scan, _, mask = coarse
+        with pytest.raises(InputError) as refusal:
+            prepare(scan, brain_mask=np.zeros_like(mask))
+        assert refusal.value.code == "BRAIN_MASK_EMPTY"
+
+    def test_a_small_one_is_remarked(self, coarse: Sample) -> None:
+        scan, _, mask = coarse
+        half = mask.copy()
+        half[: mask.shape[0] // 2] = False
+        half[:, :, : mask.shape[2] // 2] = False
+        assert [check.code for check in find_brain(scan.voxels, scan.affine, half).checks] == ["BRAIN_VOLUME"]
+
+    def test_already_extracted(self, sample: Sample) -> None:
+        scan, _, mask = sample
+        found = find_brain(scan.voxels, scan.affine)
+        assert found.source == "already extracted"
+        assert dice(found.mask, mask) > 0.99
+
+    def test_a_background_of_another_value_is_background(self, coarse: Sample) -> None:
+        scan, _, mask = coarse
+        inner = scan.voxels * mask
+        found = find_brain(np.where(mask, inner, -1000).astype(np.float32), scan.affine)
+        assert found.source == "already extracted" and dice(found.mask, mask) > 0.99
+
+    def test_the_fallback_outlines_the_brain_of_a_head(self, coarse: Sample) -> None:
+        scan, _, mask = coarse
+        rng = np.random.default_rng(0)
+        away = distance_transform_edt(~mask, sampling=scan.voxel_mm)
+        head = np.where(mask, scan.voxels, 0)
+        head[(away > 0) & (away <= 4)] = 120  # CSF
+        head[(away > 4) & (away <= 9)] = 40  # skull
+        head[(away > 9) & (away <= 15)] = 700  # scalp
+        head = gaussian_filter(head, 0.4) + np.abs(rng.normal(0, 12, head.shape))
+        found = find_brain(head.astype(np.float32), scan.affine)
+        assert found.source == "template fallback"
+        assert "BRAIN_MASK_FALLBACK" in [check.code for check in found.checks]
+        assert dice(found.mask, mask) > 0.9
+        assert not (found.mask & (away > 9)).any()
+
+
+class TestBiasField:
+    def test_a_planted_field_is_removed(self, coarse: Sample) -> None:
+        scan, reference, mask = coarse
+        white = (scan.voxels > np.quantile(scan.voxels[mask], 0.7)) & mask & ~binary_dilation(reference, iterations=3)
+
+        def variation(voxels: np.ndarray) -> float:
+            return float(voxels[white].std() / voxels[white].mean())
+
+        slope = np.linspace(-1, 1, scan.shape[0])[:, None, None] + 0.5 * np.linspace(-1, 1, scan.shape[2]) ** 2
+        biased = (scan.voxels * np.exp(0.45 * slope)).astype(np.float32)
+        corrected = correct_bias_field(biased, scan.affine, mask)
+        assert variation(biased) > 1.8 * variation(scan.voxels)
+        assert variation(corrected) < 1.25 * variation(scan.voxels)
+        assert corrected.shape == scan.shape and corrected.dtype == np.float32 and np.isfinite(corrected).all()
+
+    def test_values_below_zero_survive(self, coarse: Sample) -> None:
+        scan, _, mask = coarse
+        shifted = (scan.voxels - 200).astype(np.float32)
+        corrected = correct_bias_field(shifted, scan.affine, mask)
+        assert np.isfinite(corrected).all()
+        assert np.corrcoef(corrected[mask], shifted[mask])[0, 1] > 0.95
+
+
+class TestIntensity:
+    def test_percentiles_are_met(self) -> None:
+        rng = np.random.default_rng(0)
+        voxels, mask = rng.gamma(4, 200, (30, 30, 30)).astype(np.float32), np.ones((30, 30, 30), dtype=bool)
+        mask[:3] = False
+        out, measured = normalise(voxels, mask)
+        np.testing.assert_allclose(np.percentile(out[mask], (2, 98)), (0.1, 0.9), atol=1e-4)
+        assert measured["low"] < measured["high"]
+        assert not out[~mask].any() and out.min() >= CLIP[0] and out.max() <= CLIP[1]
+
+    def test_it_forgets_the_scanner_s_unit(self) -> None:
+        voxels = np.random.default_rng(0).random((10, 10, 10)).astype(np.float32)
+        mask = voxels > 0.1
+        np.testing.assert_allclose(normalise(voxels, mask)[0], normalise(37 * voxels + 11, mask)[0], atol=1e-4)
+
+    def test_a_flat_brain_stays_finite(self) -> None:
+        flat, _ = normalise(np.full((5, 5, 5), 7.0, np.float32), np.ones((5, 5, 5), dtype=bool))
+        assert np.isfinite(flat).all()
+
+
+class TestPrepare:
+    def test_steps_are_recorded_in_order(self, coarse: Sample) -> None:
+        scan, _, mask = coarse
+        scan = replace(scan, voxels=scan.voxels * mask)  # resampling leaves a faint rim around the brain
+        before = scan.voxels.copy()
+        prepared = prepare(scan)
+        assert [step["step"] for step in prepared.steps] == list(STAGES) == list(prepared.seconds)
+        assert prepared.steps[1]["source"] == "already extracted"
+        json.dumps(prepared.steps, allow_nan=False)
+        np.testing.assert_allclose(prepared.steps[3]["world"], prepared.world_to_native)
+        np.testing.assert_array_equal(scan.voxels, before)
+        assert dice(prepared.native_mask, mask) > 0.99
+        assert 900 < prepared.mask.sum() * 8 / 1000 < 2200
+
+    @pytest.mark.parametrize("stage", ["brain mask", "bias field", "registration"])
+    def test_cancelling_ends_it_promptly(self, stage: str, coarse: Sample) -> None:
+        scan, _, mask = coarse
+        asked: list[float] = []
+
+        def stop(now: str, share: float) -> None:
+            if now == stage:
+                asked.append(time.perf_counter())
+                if len(asked) >= (1 if stage == "brain mask" else 3):
+                    raise CancelledError
+
+        with pytest.raises(CancelledError):
+            prepare(scan, brain_mask=mask, progress=stop)
+        assert time.perf_counter() - asked[-1] < 3.0
+
+    def test_a_brain_outside_the_field_of_view_is_refused(
+        self, coarse: Sample, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from UADBenchLib.preprocessing import recipe
+        from UADBenchLib.preprocessing.registration import Registration
+
+        scan, _, mask = coarse
+        away = np.eye(4)
+        away[:3, 3] = (300, 0, 0)
+        monkeypatch.setattr(recipe, "register", lambda *_, **__: Registration(away, 1.0))
+        monkeypatch.setattr(recipe, "correct_bias_field", lambda voxels, *_, **__: voxels)
+        with pytest.raises(InputError) as refusal:
+            prepare(scan, brain_mask=mask)
+        assert refusal.value.code == "OUTSIDE_MODEL_SPACE"
+
+    def test_masks_go_back_to_the_scan_s_axis_order(
+        self, affine: np.ndarray, make_affine: Callable[..., np.ndarray]
+    ) -> None:
+        from UADBenchLib.geometry import canonical
+
+        mask = np.random.default_rng(0).random((5, 6, 7)) > 0.5
+        np.testing.assert_array_equal(_as_scan(canonical(mask, affine)[0], affine), mask)

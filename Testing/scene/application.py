@@ -1,0 +1,282 @@
+"""As much of the Slicer application as UADBench.py touches, so that its own file can be imported and driven
+without Qt.
+
+Everything here is a stand-in with the names and the behaviour that the module relies on; what Qt, the .ui
+loader and the parameter node's connection to widgets really do is tested inside the application only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import types
+import typing
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import slicer
+import vtk
+
+
+class Widget:
+    """Any widget: attributes that can be set, and signals that can be fired."""
+
+    def __init__(self) -> None:
+        self.connected: dict[str, typing.Any] = {}
+        self.enabled, self.visible, self.text, self.toolTip, self.value = True, True, "", "", 0
+        self.currentPath = ""
+
+    def connect(self, signal, slot) -> None:
+        self.connected[signal.partition("(")[0]] = slot
+
+    def fire(self, signal, *values) -> None:
+        self.connected[signal](*values)
+
+    def addAttribute(self, *_values) -> None:
+        pass
+
+
+class ComboBox(Widget):
+    """A combo box whose signals follow its index, unless they are blocked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items: list[tuple[str, typing.Any]] = []
+        self._index, self.blocked = -1, False
+
+    def blockSignals(self, blocked) -> bool:
+        before, self.blocked = self.blocked, blocked
+        return before
+
+    def clear(self) -> None:
+        self.items.clear()
+        self._index = -1
+
+    def addItem(self, label, data) -> None:
+        self.items.append((label, data))
+
+    @property
+    def currentData(self):
+        return self.items[self._index][1] if self._index >= 0 else None
+
+    @property
+    def currentIndex(self) -> int:
+        return self._index
+
+    @currentIndex.setter
+    def currentIndex(self, index) -> None:
+        self._index = index
+        if not self.blocked and "currentIndexChanged" in self.connected:
+            self.fire("currentIndexChanged", index)
+
+
+class Table(Widget):
+    """A table of texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: dict[tuple[int, int], str] = {}
+        self.rowCount, self.row = 0, -1
+
+    def clear(self) -> None:
+        self.cells.clear()
+
+    def setColumnCount(self, count) -> None:
+        self.columnCount = count
+
+    def setRowCount(self, count) -> None:
+        self.rowCount = count
+
+    def setHorizontalHeaderLabels(self, labels) -> None:
+        self.labels = labels
+
+    def setItem(self, row, column, item) -> None:
+        self.cells[row, column] = item.text
+
+    def resizeColumnsToContents(self) -> None:
+        pass
+
+    def currentRow(self) -> int:
+        return self.row
+
+    def setCurrentCell(self, row, _column) -> None:
+        self.row = row
+
+
+class Timer(Widget):
+    """A timer that never fires by itself."""
+
+    active = False
+
+    def setInterval(self, _ms) -> None:
+        pass
+
+    setSingleShot = setInterval
+
+    def start(self) -> None:
+        self.active = True
+
+    def stop(self) -> None:
+        self.active = False
+
+    def run_out(self) -> None:
+        self.active = False
+        self.fire("timeout")
+
+
+class Item:
+    """A cell of a table."""
+
+    def __init__(self, text) -> None:
+        self.text = text
+
+    def setFlags(self, _flags) -> None:
+        pass
+
+
+class Settings:
+    """Settings that live as long as the test."""
+
+    values: dict[str, typing.Any] = {}
+
+    def value(self, name, default=None):
+        return self.values.get(name, default)
+
+    def setValue(self, name, value) -> None:
+        self.values[name] = value
+
+
+def panel() -> SimpleNamespace:
+    """Return the widgets of the .ui file by name."""
+    from xml.etree import ElementTree
+
+    from conftest import ROOT
+
+    kinds = {"QComboBox": ComboBox, "QTableWidget": Table}
+    tree = ElementTree.parse(ROOT / "UADBench" / "Resources" / "UI" / "UADBench.ui")
+    return SimpleNamespace(**{w.get("name"): kinds.get(w.get("class"), Widget)() for w in tree.iter("widget")})
+
+
+def wrapper(cls):
+    """Stand in for parameterNodeWrapper: typed values with the declared defaults, kept on one object a
+    scene.
+    """
+    hints = {name: hint for name, hint in cls.__annotations__.items()}
+    assert not any(isinstance(hint, str) for hint in hints.values()), "the wrapper reads types, not text"
+    defaults = {name: getattr(cls, name, None) for name in hints}
+    nodes: dict[typing.Any, typing.Any] = {}
+
+    class Wrapped(cls):
+        def __new__(cls_, node):
+            if node not in nodes:
+                made = nodes[node] = object.__new__(cls_)
+                vars(made).update(defaults, observers=[])
+            return nodes[node]
+
+        def __setattr__(self, name, value):
+            assert name in hints, name
+            if vars(self)[name] != value:
+                vars(self)[name] = value
+                for observer in list(self.observers):
+                    observer()
+
+        def connectGui(self, _ui):
+            return 1
+
+        def disconnectGui(self, _tag):
+            pass
+
+    Wrapped.__name__ = cls.__name__
+    return Wrapped
+
+
+class ModuleBase:
+    """ScriptedLoadableModule and its widget."""
+
+    def __init__(self, parent=None) -> None:
+        self.parent = parent
+        self.layout = MagicMock()
+
+    def setup(self) -> None:
+        pass
+
+    def resourcePath(self, name) -> str:
+        return name
+
+
+class LogicBase:
+    """ScriptedLoadableModuleLogic."""
+
+    def __init__(self, parent=None) -> None:
+        pass
+
+    def getParameterNode(self):
+        return slicer.mrmlScene.GetSingletonNode("UADBench", "vtkMRMLScriptedModuleNode") or self._make()
+
+    @staticmethod
+    def _make():
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode")
+        node.SetSingletonTag("UADBench")
+        return node
+
+
+class Observing:
+    """VTKObservationMixin, which here also observes a wrapped parameter node."""
+
+    def __init__(self) -> None:
+        self.observed: list[tuple] = []
+
+    def addObserver(self, target, event, callback) -> None:
+        if isinstance(target, vtk.vtkObject):
+            self.observed.append((target, target.AddObserver(event, callback)))
+        else:
+            target.observers.append(callback)
+
+    def removeObserver(self, target, _event, callback) -> None:
+        if callback in getattr(target, "observers", []):
+            target.observers.remove(callback)
+
+    def removeObservers(self) -> None:
+        for target, tag in self.observed:
+            target.RemoveObserver(tag)
+
+
+@contextlib.contextmanager
+def reported(_message=None, **_options):
+    """Stand in for tryWithErrorDisplay, which must not swallow a test's failure."""
+    yield
+
+
+def install(monkeypatch):
+    """Put the stand-ins in place and return the imported module file."""
+    import unittest
+
+    flags = SimpleNamespace(ItemIsSelectable=1, ItemIsEnabled=2)
+    qt = types.ModuleType("qt")
+    qt.QTimer, qt.QSettings, qt.QTableWidgetItem, qt.Qt = Timer, Settings, Item, flags
+    i18n = types.ModuleType("slicer.i18n")
+    i18n.tr, i18n.translate = str, lambda _context, text: text
+    parameters = types.ModuleType("slicer.parameterNodeWrapper")
+    parameters.parameterNodeWrapper = wrapper
+    parameters.Choice = lambda choices: ("choice", tuple(choices))
+    parameters.WithinRange = lambda low, high: ("range", low, high)
+    base = types.ModuleType("slicer.ScriptedLoadableModule")
+    base.ScriptedLoadableModule = base.ScriptedLoadableModuleWidget = ModuleBase
+    base.ScriptedLoadableModuleLogic, base.ScriptedLoadableModuleTest = LogicBase, unittest.TestCase
+    for module in (qt, types.ModuleType("ctk"), i18n, parameters, base):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    Settings.values = {}
+    app, modules = MagicMock(), SimpleNamespace()
+    app.layoutManager.return_value = None
+    app.testingEnabled.return_value = False
+    monkeypatch.setattr(slicer, "app", app, raising=False)
+    monkeypatch.setattr(slicer, "modules", modules, raising=False)
+    monkeypatch.setattr(slicer.util, "VTKObservationMixin", Observing)
+    monkeypatch.setattr(slicer.util, "tryWithErrorDisplay", reported)
+    monkeypatch.setattr(slicer.util, "loadUI", lambda _path: MagicMock())
+    monkeypatch.setattr(slicer.util, "childWidgetVariables", lambda _widget: panel())
+    monkeypatch.setattr(slicer.util, "errorDisplay", MagicMock())
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", MagicMock(return_value=True))
+    monkeypatch.delitem(sys.modules, "UADBench", raising=False)
+    return importlib.import_module("UADBench")

@@ -1,0 +1,97 @@
+# Written by Testing/list_files.py --update; a test compares it with the tree.
+
+set(UADBench_SCRIPTS
+  UADBench.py
+  UADBenchScene/__init__.py
+  UADBenchScene/models.py
+  UADBenchScene/results.py
+  UADBenchScene/volumes.py
+  UADBenchScene/worker.py
+  )
+
+set(UADBench_RESOURCES
+  Resources/Icons/UADBench.png
+  Resources/UADBench.term.json
+  Resources/UI/UADBench.ui
+  Resources/requirements.txt
+  )
+
+set(UADBench_LIBRARY_SCRIPTS
+  UADBenchLib/__init__.py
+  UADBenchLib/bundles/__init__.py
+  UADBenchLib/bundles/bundle.py
+  UADBenchLib/bundles/card.py
+  UADBenchLib/bundles/catalogue.py
+  UADBenchLib/cli/__init__.py
+  UADBenchLib/cli/calibrate.py
+  UADBenchLib/cli/check.py
+  UADBenchLib/cli/console.py
+  UADBenchLib/cli/demo.py
+  UADBenchLib/cli/detect.py
+  UADBenchLib/cli/main.py
+  UADBenchLib/cli/models.py
+  UADBenchLib/cli/options.py
+  UADBenchLib/cli/preprocess.py
+  UADBenchLib/cli/train.py
+  UADBenchLib/cohort.py
+  UADBenchLib/corruption/__init__.py
+  UADBenchLib/corruption/anomalies.py
+  UADBenchLib/corruption/augmentation.py
+  UADBenchLib/corruption/coarse_noise.py
+  UADBenchLib/errors.py
+  UADBenchLib/evaluation/__init__.py
+  UADBenchLib/evaluation/compare.py
+  UADBenchLib/evaluation/lesions.py
+  UADBenchLib/evaluation/metrics.py
+  UADBenchLib/evaluation/plain.py
+  UADBenchLib/evaluation/policy.py
+  UADBenchLib/formats.py
+  UADBenchLib/geometry.py
+  UADBenchLib/inference/__init__.py
+  UADBenchLib/inference/calibration.py
+  UADBenchLib/inference/detector.py
+  UADBenchLib/inference/device.py
+  UADBenchLib/inference/findings.py
+  UADBenchLib/inference/postprocessing.py
+  UADBenchLib/inference/protocol.py
+  UADBenchLib/inference/scoring.py
+  UADBenchLib/inference/worker.py
+  UADBenchLib/methods/__init__.py
+  UADBenchLib/methods/base.py
+  UADBenchLib/methods/denoising_autoencoder.py
+  UADBenchLib/methods/disyre.py
+  UADBenchLib/methods/intensity_norm.py
+  UADBenchLib/methods/registry.py
+  UADBenchLib/networks/__init__.py
+  UADBenchLib/networks/unet.py
+  UADBenchLib/preprocessing/__init__.py
+  UADBenchLib/preprocessing/bias_field.py
+  UADBenchLib/preprocessing/brain_extraction.py
+  UADBenchLib/preprocessing/intensity.py
+  UADBenchLib/preprocessing/recipe.py
+  UADBenchLib/preprocessing/registration.py
+  UADBenchLib/reading.py
+  UADBenchLib/reports/__init__.py
+  UADBenchLib/reports/detection.py
+  UADBenchLib/reports/figure.py
+  UADBenchLib/reports/staging.py
+  UADBenchLib/scan.py
+  UADBenchLib/synthesis/__init__.py
+  UADBenchLib/synthesis/lesions.py
+  UADBenchLib/synthesis/sample.py
+  UADBenchLib/training/__init__.py
+  UADBenchLib/training/slices.py
+  UADBenchLib/training/trainer.py
+  UADBenchLib/writing.py
+  )
+
+set(UADBench_LIBRARY_RESOURCES
+  Resources/Models/intensity-norm-t1w-compact/LICENSE
+  Resources/Models/intensity-norm-t1w-compact/configs/inference.json
+  Resources/Models/intensity-norm-t1w-compact/configs/metadata.json
+  Resources/Models/intensity-norm-t1w-compact/docs/README.md
+  Resources/Models/intensity-norm-t1w-compact/models/model.safetensors
+  Resources/Models/intensity-norm-t1w-compact/models/reference.safetensors
+  UADBenchLib/reports/templates/base.html.j2
+  UADBenchLib/reports/templates/detection.html.j2
+  )

@@ -1,0 +1,90 @@
+"""The model card of a bundle, written from its metadata alone, so that it cannot say anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from UADBenchLib.bundles.bundle import Metadata
+
+LIMITS = (
+    "Research software; not a medical device. A finding is a place worth a look, not a diagnosis; an empty map does "
+    "not mean healthy.",
+    "Works on one contrast, on adult brains, after affine registration on a 2 mm grid: lesions of a few voxels there "
+    "are mostly missed.",
+    "What is bright or dark in health and disease alike (vessels, meninges, air, calcification), brain masks that "
+    "leave skull or cut "
+    "cortex, contrast agents and unusual sequences give false positives; thresholds hold for scans like the "
+    "validation scans.",
+)
+
+
+def render_card(metadata: Metadata) -> str:
+    """Return the card as Markdown."""
+    parts = [
+        f"# {metadata.id}\n\nUnsupervised anomaly detection in {metadata.contrast} brain MRI: learns from healthy "
+        f"scans alone and "
+        f"scores what deviates. Method: `{metadata.method}` ({metadata.paper}), preset `{metadata.preset}`.",
+        "## Training\n\n" + _training(metadata),
+        "## Calibration\n\n" + _calibration(metadata),
+    ]
+    if metadata.metrics:
+        parts.append("## Figures\n\n" + _figures(metadata.metrics))
+    parts.append("## Limits\n\n" + "\n".join(f"- {line}" for line in LIMITS))
+    parts.append(
+        "## Use\n\n```\nuadbench detect scan_T1w.nii.gz --model "
+        f"{metadata.id} --out results\n```\n\nLicence of the weights: {metadata.licence}."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _training(metadata: Metadata) -> str:
+    trained = metadata.trained_on
+    rows = [
+        {"site": site, "scans": count, "licence of the data": trained.get("licences", {}).get(site, "not stated")}
+        for site, count in sorted(trained["sites"].items())
+    ]
+    steps = f"{metadata.steps} steps" if metadata.steps else "one pass, no gradient steps"
+    return (
+        f"{trained['scans']} healthy {metadata.contrast} scans of {len(trained['subjects'])} subjects, {steps}, seed "
+        f"{metadata.seed}. "
+        f"Prepared by recipe `{metadata.recipe_hash}` (registration: {metadata.space.registration}, to "
+        f"{metadata.space.template}, "
+        f"{metadata.space.voxel_mm:g} mm).\n\n" + table(rows)
+    )
+
+
+def _calibration(metadata: Metadata) -> str:
+    if metadata.calibration is None:
+        return "Not calibrated: run `uadbench calibrate`."
+    sites = ", ".join(f"{site}: {count}" for site, count in sorted(metadata.calibration.sites.items()))
+    rows = [
+        {
+            "operating point": name,
+            "threshold (z)": f"{point.threshold:.2f}",
+            "95 % interval": f"{point.ci[0]:.2f} to {point.ci[1]:.2f}",
+            "healthy FPR on validation": "" if point.healthy_fpr is None else f"{point.healthy_fpr:.3%}",
+            "origin": point.origin,
+        }
+        for name, point in metadata.operating_points.items()
+    ]
+    return f"Healthy validation scans that were not trained on ({sites}).\n\n" + table(rows)
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    notes = {
+        "healthy": "False-positive rate in test scans without lesions, mean over scans (share of scored brain voxels "
+        "above threshold).",
+        "lesions": "Cases with a reference, on the scan's own grid. AP: average precision over the brain mask. "
+        "Development cases, not a test set: they were looked at while the methods were built, though no threshold "
+        "was set on them.",
+    }
+    return "\n\n".join(f"{notes.get(name, name)}\n\n{table(rows)}" for name, rows in metrics.items() if rows)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table of rows with equal keys."""
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(str(row[name]) for name in columns) + " |" for row in rows]
+    return "\n".join(lines)
