@@ -2,7 +2,8 @@
 
 ``healthy.csv``: mean false-positive rate of every group of test scans at both operating points, calibrated and not.
 ``lesions.csv``: every development case with a reference, through ``detect`` as a user would run it.
-Uncalibrated thresholds are read off the raw scores of the same validation scans, sites weighing the same.
+Uncalibrated thresholds are read off the raw scores of the same validation scans, sites weighing the same. The rows of a
+model also go into its bundle, from which its card is written.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from UADBenchLib.bundles.bundle import load_bundle
+from UADBenchLib.bundles.bundle import load_bundle, save_bundle
 from UADBenchLib.bundles.catalogue import find_model, list_models
 from UADBenchLib.cohort import CohortScan, read_cohort, select
 from UADBenchLib.evaluation.metrics import average_precision
@@ -102,6 +103,18 @@ def lesion_rows(models: list[str], rows: list[CohortScan]) -> list[dict]:
     return table
 
 
+def write_card(model: str, healthy: list[dict], lesions: list[dict]) -> None:
+    """Put the figures of one model into its bundle."""
+    bundle = load_bundle(find_model(model))
+    columns = ("subject", "lesion_type", "reference_ml", "dice_fpr_1pct", "best_dice", "average_precision")
+    metrics = {
+        "healthy": [{k: v for k, v in line.items() if k != "model"} for line in healthy if line["model"] == model],
+        "lesions": [{k: line[k] for k in columns} for line in lesions if line["model"] == model],
+    }
+    bundle.metadata = bundle.metadata.model_copy(update={"metrics": metrics})
+    save_bundle(bundle, bundle.path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder that the cohort tables' paths start from")
@@ -118,8 +131,8 @@ def main() -> None:
     lesions = lesion_rows(models, read_cohort(SPLITS / "t1w-lesions.csv", arguments.data))
     columns = list(dict.fromkeys(name for line in lesions for name in line))
     write_csv(arguments.out / "lesions.csv", lesions, columns)
-    for line in healthy + lesions:
-        print(line)
+    for model in models:
+        write_card(model, healthy, lesions)
 
 
 if __name__ == "__main__":

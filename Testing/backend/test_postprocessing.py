@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from UADBenchLib.errors import CancelledError
-from UADBenchLib.inference.postprocessing import bounding_box, median_in_brain, without_edge
+from UADBenchLib.inference.postprocessing import bounding_box, median_in_brain, smooth_in_brain, without_edge
 from UADBenchLib.inference.scoring import score_volume
 from UADBenchLib.methods.base import Method, Slices
 
@@ -44,9 +44,11 @@ def test_the_map_lies_where_the_scan_lies(brain: np.ndarray) -> None:
     voxels = ((i + 2.0 * j + 4.0 * k) * brain).astype(np.float32)
     scores, scored = score_volume(Echo(), voxels, brain, 2.0, batch=3)
     assert scores.shape == SHAPE and scores.dtype == np.float32
-    deep = without_edge(brain, 2.0, 5.0)
+    deep = without_edge(brain, 2.0, 6.0)
     assert deep.sum() > 50
-    np.testing.assert_array_equal(scores[deep], voxels[deep])  # a median filter keeps a ramp
+    np.testing.assert_allclose(scores[deep], voxels[deep], atol=1.5)  # both filters keep a ramp, away from its ends
+    steps = [np.diff(scores, axis=axis)[8:11, 11:14, 7:10].mean() for axis in range(3)]
+    np.testing.assert_allclose(steps, (1, 2, 4), rtol=0.1)
     assert not scores[~scored].any()
     assert (scored <= brain).all()
 
@@ -112,6 +114,27 @@ def test_median_in_the_box_is_the_median_of_the_whole(brain: np.ndarray) -> None
 def test_median_of_an_even_window_is_refused(brain: np.ndarray) -> None:
     with pytest.raises(ValueError, match="odd"):
         median_in_brain(brain.astype(np.float32), brain, 4)
+
+
+def test_smoothing_keeps_a_flat_score_up_to_the_edge(brain: np.ndarray) -> None:
+    smoothed = smooth_in_brain(np.where(brain, 3.0, 0.0).astype(np.float32), brain, 2.0)
+    np.testing.assert_allclose(smoothed[brain], 3.0, rtol=1e-5)
+    assert smoothed.dtype == np.float32 and not smoothed[~brain].any()
+
+
+def test_smoothing_sees_nothing_outside_the_brain(brain: np.ndarray) -> None:
+    scores = np.where(brain, 1.0, 100.0).astype(np.float32)
+    np.testing.assert_allclose(smooth_in_brain(scores, brain, 2.0)[brain], 1.0, rtol=1e-5)
+
+
+def test_smoothing_is_measured_in_millimetres(brain: np.ndarray) -> None:
+    everywhere = np.ones(SHAPE, dtype=bool)
+    spot = np.zeros(SHAPE, np.float32)
+    spot[10, 12, 9] = 1
+    narrow, wide = (smooth_in_brain(spot, everywhere, voxel_mm) for voxel_mm in (4.0, 2.0))
+    assert narrow[10, 12, 9] > 4 * wide[10, 12, 9]
+    assert wide.sum() == pytest.approx(1, rel=0.02)
+    assert not smooth_in_brain(spot, ~everywhere, 2.0).any()
 
 
 def test_the_rim_is_measured_in_millimetres() -> None:

@@ -45,12 +45,13 @@ def _training(metadata: Metadata) -> str:
         for site, count in sorted(trained["sites"].items())
     ]
     steps = f"{metadata.steps} steps" if metadata.steps else "one pass, no gradient steps"
+    history = f"\n\n{trained['history']}" if trained.get("history") else ""
     return (
         f"{trained['scans']} healthy {metadata.contrast} scans of {len(trained['subjects'])} subjects, {steps}, seed "
         f"{metadata.seed}. "
         f"Prepared by recipe `{metadata.recipe_hash}` (registration: {metadata.space.registration}, to "
         f"{metadata.space.template}, "
-        f"{metadata.space.voxel_mm:g} mm).\n\n" + table(rows)
+        f"{metadata.space.voxel_mm:g} mm).\n\n" + table(rows) + history
     )
 
 

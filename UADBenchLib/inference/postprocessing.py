@@ -10,7 +10,7 @@ EDGE_MM = 2.0
 
 
 SMOOTHING_MM = 2.0
-"""Standard deviation of the last smoothing of a raw map: one voxel of the model grid, less than any lesion that shows."""
+"""Standard deviation of the last smoothing of a raw map: one voxel of the model grid."""
 
 
 def median_in_brain(scores: np.ndarray, mask: np.ndarray, size: int = 3) -> np.ndarray:
@@ -37,7 +37,7 @@ def median_in_brain(scores: np.ndarray, mask: np.ndarray, size: int = 3) -> np.n
 def smooth_in_brain(
     scores: np.ndarray, mask: np.ndarray, voxel_mm: float, sigma_mm: float = SMOOTHING_MM
 ) -> np.ndarray:
-    """Gaussian average (X, Y, Z) over voxels of ``mask`` alone, so that background does not weaken the rim; zero outside."""
+    """Gaussian average (X, Y, Z) over voxels of ``mask`` alone, so that background does not weaken the rim."""
     from scipy.ndimage import gaussian_filter
 
     result = np.zeros_like(scores)

@@ -19,10 +19,10 @@ Events
 ``ready`` protocol, version · ``accepted`` job · ``progress`` job, stage, fraction, eta_s · ``warning`` job, code,
 message, advice · ``result`` job, ... · ``failed`` job, code, message, advice · ``cancelled`` job · ``bye``
 
-Every ``result`` names the request it answers in ``kind``. That of a detect request carries ``detections``: one object a
-model with ``model``, ``map`` (float32 ``.npy``, calibrated z), ``mask`` (uint8 ``.npy``), ``threshold``,
-``operating_point``, ``findings`` (rows of the findings table), ``summary`` (the JSON that the command line writes beside
-a map), and ``brain_mask`` (uint8 ``.npy``, shared by all).
+Every ``result`` names the request it answers in ``kind``. That of a detect request carries ``detections``: one object
+a model with ``model``, ``map`` (float32 ``.npy``, calibrated z), ``mask`` (uint8 ``.npy``), ``threshold``,
+``operating_point``, ``findings`` (rows of the findings table), ``summary`` (the JSON that the command line writes
+beside a map), and ``brain_mask`` (uint8 ``.npy``, shared by all).
 """
 
 from __future__ import annotations
