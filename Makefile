@@ -13,7 +13,7 @@ demo: $(VENV)/ready
 test: test-backend test-scene
 
 test-backend: $(VENV)/ready
-	$(BIN)/python -m pytest Testing/backend -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest Testing/backend -n 2 -m "not slow"
 
 test-scene: $(SCENE_VENV)/ready
 	$(SCENE_VENV)/bin/python -m pytest Testing/scene

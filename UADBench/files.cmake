@@ -86,6 +86,20 @@ set(UADBench_LIBRARY_SCRIPTS
   )
 
 set(UADBench_LIBRARY_RESOURCES
+  Resources/Models/denoising-autoencoder-t1w-compact/LICENSE
+  Resources/Models/denoising-autoencoder-t1w-compact/configs/inference.json
+  Resources/Models/denoising-autoencoder-t1w-compact/configs/metadata.json
+  Resources/Models/denoising-autoencoder-t1w-compact/docs/README.md
+  Resources/Models/denoising-autoencoder-t1w-compact/docs/loss.csv
+  Resources/Models/denoising-autoencoder-t1w-compact/models/model.safetensors
+  Resources/Models/denoising-autoencoder-t1w-compact/models/reference.safetensors
+  Resources/Models/disyre-t1w-compact/LICENSE
+  Resources/Models/disyre-t1w-compact/configs/inference.json
+  Resources/Models/disyre-t1w-compact/configs/metadata.json
+  Resources/Models/disyre-t1w-compact/docs/README.md
+  Resources/Models/disyre-t1w-compact/docs/loss.csv
+  Resources/Models/disyre-t1w-compact/models/model.safetensors
+  Resources/Models/disyre-t1w-compact/models/reference.safetensors
   Resources/Models/intensity-norm-t1w-compact/LICENSE
   Resources/Models/intensity-norm-t1w-compact/configs/inference.json
   Resources/Models/intensity-norm-t1w-compact/configs/metadata.json

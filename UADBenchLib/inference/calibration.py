@@ -1,9 +1,9 @@
 """From raw scores to z: what is abnormal here, measured against healthy scans that the model has not seen.
 
 Three steps, each measured on healthy validation scans and stored in the bundle. The map of a scan is rescaled so that
-its typical (median) score is that of healthy validation scans, which takes out most of what a scanner does to a whole
-map. It is then compared with the mean and spread of the score at the same place of healthy brains, smoothed over
-``SMOOTHING_MM`` and with a floor under the spread, since a few dozen scans do not support a voxelwise estimate. Last,
+its typical (upper quartile) score is that of healthy validation scans, which takes out most of what a scanner does
+to a whole map. It is then compared with the mean and spread of the score at the same place of healthy brains, smoothed
+over ``SMOOTHING_MM`` and with a floor under the spread, since a few dozen scans do not support a voxelwise estimate. Last,
 thresholds are read off the healthy z scores, each site weighing the same. For the thresholds the z of every scan is
 computed against a reference made without that scan's fold, so that they do not profit from having been calibrated on
 themselves.
@@ -41,6 +41,7 @@ VERSION = 1
 SMOOTHING_MM = 6.0
 COARSE_MM = 4.0
 FLOOR_QUANTILE = 0.5
+LEVEL_QUANTILE = 0.75
 RATES = {"fpr-1pct": 0.01, "fpr-0.1pct": 0.001}
 FOLDS = 5
 RESAMPLES = 200
@@ -78,9 +79,12 @@ class HealthyReference:
 
 
 def scan_level(scores: np.ndarray, scored: np.ndarray) -> float:
-    """The typical score of a scan: the median over what was scored, which a lesion of less than half the brain hardly
-    moves."""
-    return max(float(np.median(scores[scored])), 1e-6)
+    """The typical score of a scan: the upper quartile over what was scored.
+
+    A lesion of less than a quarter of the brain hardly moves it, and unlike the median it is well above zero for
+    methods that leave most of a healthy brain unchanged.
+    """
+    return max(float(np.quantile(scores[scored], LEVEL_QUANTILE)), 1e-6)
 
 
 def fit_reference(maps: Sequence[RawMap], voxel_mm: float) -> HealthyReference:

@@ -1,8 +1,8 @@
 """The sample case of the demo: a brain that nobody has, with a lesion of known extent.
 
-Made at run time from the MNI152 template and tissue maps that nilearn carries, so that nothing has to be shipped or
-downloaded: the tissues get sharp intensities, the anatomy is bent, a bias field and noise are added, a lesion is put
-in, and all is put on an oblique, anisotropic grid, as scans are.
+Made at run time from the MNI152 template that nilearn carries, so that nothing has to be shipped or downloaded: the
+average is sharpened and bent, a lesion, a bias field and noise are put in, and all is put on an oblique, anisotropic,
+left-handed grid, as scans are.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 import numpy as np
 
 from UADBenchLib.geometry import resample
+from UADBenchLib.preprocessing.registration import load_template
 from UADBenchLib.scan import Scan
 from UADBenchLib.synthesis.lesions import Lesion, apply_lesion
 
 VOXEL_MM = (1.5, 1.5, 2.0)
 TEMPLATE_MM = 2
-INTENSITIES = {"csf": 0.18, "grey": 0.62, "white": 0.88}
-"""T1w-like intensity of the tissues, white matter of about one."""
 
 
 def make_sample(seed: int = 0, *, lesion_ml: float | None = 18.0) -> tuple[Scan, np.ndarray, np.ndarray]:
@@ -35,10 +34,10 @@ def make_sample(seed: int = 0, *, lesion_ml: float | None = 18.0) -> tuple[Scan,
         A brain-only T1w scan of 1.5 x 1.5 x 2 mm, its boolean reference, and its boolean brain mask, on one grid.
     """
     rng = np.random.default_rng(seed)
-    tissue, affine = _tissue_maps()
-    bent = _bend(tissue, rng)
-    brain = bent.sum(axis=0) > 0.5
-    voxels = sum(value * part for value, part in zip(INTENSITIES.values(), bent, strict=True)) * brain
+    template, mask, affine = _sharp_template()
+    voxels, inside = _bend([template, mask], rng)
+    brain = inside > 0.5
+    voxels = voxels * brain
     voxel_mm = np.full(3, float(TEMPLATE_MM))
     reference = np.zeros(brain.shape, dtype=bool)
     if lesion_ml is not None:
@@ -49,16 +48,13 @@ def make_sample(seed: int = 0, *, lesion_ml: float | None = 18.0) -> tuple[Scan,
     return _on_oblique_grid(voxels, reference, brain, affine, rng)
 
 
-def _tissue_maps() -> tuple[np.ndarray, np.ndarray]:
-    """Shares of CSF, grey and white matter (3, X, Y, Z), sharper than the population's average, and their affine."""
-    from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
+def _sharp_template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The template's voxels, sharpened (an average of many brains is softer than one), brain mask and affine."""
+    from scipy.ndimage import gaussian_filter
 
-    images = [load_mni152_gm_template(resolution=TEMPLATE_MM), load_mni152_wm_template(resolution=TEMPLATE_MM)]
-    grey, white = (np.clip(image.get_fdata(dtype=np.float32), 0, 1) for image in images)
-    brain = load_mni152_brain_mask(resolution=TEMPLATE_MM).get_fdata(dtype=np.float32) > 0.5
-    shares = np.stack([np.clip(1 - grey - white, 0, 1), grey, white]) ** 3
-    shares = shares / np.maximum(shares.sum(axis=0), 1e-6) * brain
-    return shares.astype(np.float32), np.asarray(images[0].affine, dtype=np.float64)
+    template = load_template(TEMPLATE_MM)
+    soft = gaussian_filter(template.voxels, 1.0)
+    return np.clip(template.voxels + 0.8 * (template.voxels - soft), 0, None), template.mask, template.affine
 
 
 def _smooth_field(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.ndarray:
@@ -70,17 +66,17 @@ def _smooth_field(shape: tuple[int, ...], sigma: float, rng: np.random.Generator
     return (field / max(float(field.std()), 1e-6)).astype(np.float32)
 
 
-def _bend(tissue: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Bend the anatomy by a smooth displacement of about 3 mm and 4 % in size."""
+def _bend(parts: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """Bend arrays of one shape by one smooth displacement of about 3 mm and 4 % in size."""
     from scipy.ndimage import map_coordinates
 
-    shape = tissue.shape[1:]
+    shape = parts[0].shape
     middle = np.array(shape)[:, None, None, None] / 2
     size = 1 + 0.04 * rng.standard_normal(3)[:, None, None, None]
     grid = np.indices(shape, dtype=np.float32)
     displacement = np.stack([_smooth_field(shape, 30.0 / TEMPLATE_MM, rng) for _ in range(3)])
     places = middle + (grid - middle) * size + 3.0 / TEMPLATE_MM * displacement
-    return np.stack([map_coordinates(part, places, order=1) for part in tissue])
+    return [map_coordinates(part.astype(np.float32), places, order=1) for part in parts]
 
 
 def _on_oblique_grid(
