@@ -69,7 +69,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         }  # fmt: skip
         (folder / name / "configs" / "metadata.json").write_text(json.dumps(entry))
         (folder / name / "docs" / "README.md").write_text(f"# Card of {name}\n")
-    monkeypatch.setenv("UADBENCH_MODELS", str(folder))
+    monkeypatch.setattr("UADBenchLib.bundles.catalogue.bundle_folders", lambda: [folder])
 
 
 @pytest.fixture

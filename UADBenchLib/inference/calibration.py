@@ -1,12 +1,12 @@
 """From raw scores to z: what is abnormal here, measured against healthy scans that the model has not seen.
 
 Three steps, each measured on healthy validation scans and stored in the bundle. The map of a scan is rescaled so that
-its typical (upper quartile) score is that of healthy validation scans, which takes out most of what a scanner does
-to a whole map. It is then compared with the mean and spread of the score at the same place of healthy brains, smoothed
-over ``SMOOTHING_MM`` and with a floor under the spread, since a few dozen scans do not support a voxelwise estimate. Last,
-thresholds are read off the healthy z scores, each site weighing the same. For the thresholds the z of every scan is
-computed against a reference made without that scan's fold, so that they do not profit from having been calibrated on
-themselves.
+its typical (upper quartile) score is that of healthy validation scans, which takes out most of what a scanner does to
+a whole map. It is then compared with the mean and spread of the score at the same place of healthy brains, smoothed
+over ``SMOOTHING_MM`` and with a floor under the spread, since a few dozen scans do not support a voxelwise estimate.
+Last, thresholds are read off the healthy z scores, each site weighing the same. For the thresholds the z of every
+scan is computed against a reference made without that scan's fold, so that they do not profit from having been
+calibrated on themselves.
 """
 
 from __future__ import annotations

@@ -67,15 +67,15 @@ def _smooth_field(shape: tuple[int, ...], sigma: float, rng: np.random.Generator
 
 
 def _bend(parts: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Bend arrays of one shape by one smooth displacement of about 3 mm and 4 % in size."""
+    """Bend arrays of one shape by one smooth displacement of about 1.5 mm and 4 % in size."""
     from scipy.ndimage import map_coordinates
 
     shape = parts[0].shape
     middle = np.array(shape)[:, None, None, None] / 2
     size = 1 + 0.04 * rng.standard_normal(3)[:, None, None, None]
     grid = np.indices(shape, dtype=np.float32)
-    displacement = np.stack([_smooth_field(shape, 30.0 / TEMPLATE_MM, rng) for _ in range(3)])
-    places = middle + (grid - middle) * size + 3.0 / TEMPLATE_MM * displacement
+    displacement = np.stack([_smooth_field(shape, 40.0 / TEMPLATE_MM, rng) for _ in range(3)])
+    places = middle + (grid - middle) * size + 1.5 / TEMPLATE_MM * displacement
     return [map_coordinates(part.astype(np.float32), places, order=1) for part in parts]
 
 
@@ -93,7 +93,7 @@ def _on_oblique_grid(
     values = resample(voxels.astype(np.float32), affine, shape, target, order=1, antialias=True)
     inside = resample(brain.astype(np.float32), affine, shape, target, order=1) > 0.5
     truth = (resample(reference.astype(np.float32), affine, shape, target, order=1) > 0.5) & inside
-    noisy = values + 0.02 * rng.standard_normal(shape).astype(np.float32)
+    noisy = values + 0.04 * rng.standard_normal(shape).astype(np.float32)
     scan = Scan(
         voxels=np.where(inside, np.maximum(noisy, 0.001) * 1000, 0).astype(np.float32),
         affine=target,
