@@ -70,6 +70,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/preprocessing/intensity.py
   UADBenchLib/preprocessing/recipe.py
   UADBenchLib/preprocessing/registration.py
+  UADBenchLib/preprocessing/stopping.py
   UADBenchLib/reading.py
   UADBenchLib/reports/__init__.py
   UADBenchLib/reports/detection.py

@@ -20,6 +20,10 @@ Progress = Callable[[str, float], None]
 """Called with (stage, fraction in [0, 1] of the whole job); raising ``CancelledError`` in it stops the job."""
 
 
+def no_check() -> None:
+    """Stand in for a callback that could stop a long step, where nobody wants to."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One thing noticed about a scan: how serious, a stable code, what, and what to do."""

@@ -102,6 +102,35 @@ class TestRegistration:
             register(template.voxels, template.affine, np.eye(4), check=stop)
 
 
+def _after(calls: int, kind: type[BaseException]) -> tuple[Callable[[], None], list[int]]:
+    """A check that raises ``kind`` at the given call, and the list of calls it got."""
+    made: list[int] = []
+
+    def check() -> None:
+        made.append(len(made))
+        if len(made) == calls:
+            raise kind
+
+    return check, made
+
+
+class TestStopping:
+    """A long step ends at the iteration that is stopped, not when it would have ended anyway, and says nothing."""
+
+    @pytest.mark.parametrize("kind", [CancelledError, KeyboardInterrupt])
+    @pytest.mark.parametrize("step", ["bias field", "registration"])
+    def test_ends_at_once_and_silently(self, step: str, kind: type[BaseException], capfd) -> None:
+        template = load_template(2)
+        check, made = _after(8, kind)
+        with pytest.raises(kind):
+            if step == "bias field":
+                correct_bias_field(template.voxels, template.affine, template.mask, check=check)
+            else:
+                register(template.voxels, template.affine, np.eye(4), mask=template.mask, check=check)
+        assert len(made) == 8
+        assert "Traceback" not in capfd.readouterr().err
+
+
 class TestBrainMask:
     def test_given(self, coarse: Sample) -> None:
         scan, _, mask = coarse

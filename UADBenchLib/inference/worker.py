@@ -460,6 +460,8 @@ class Worker:
         operating_point = _text(request, "operating_point", "fpr-1pct")
         device, minimum_ml = _text(request, "device", "auto"), _number(request, "minimum_ml", 0.1)
         detector = importlib.import_module("UADBenchLib.inference.detector")
+        # Slow the first time, and nothing can interrupt it: a job that is still loading is cancelled at once.
+        importlib.import_module("UADBenchLib.preprocessing.registration").load_template()
         self._move(job, "running")
         detections = detector.detect(
             scan,

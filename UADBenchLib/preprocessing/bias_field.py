@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from UADBenchLib.geometry import resample, to_sitk
+from UADBenchLib.preprocessing.stopping import stoppable
+from UADBenchLib.scan import no_check
 
 
 def correct_bias_field(
@@ -35,6 +37,7 @@ def correct_bias_field(
     """
     import SimpleITK as sitk
 
+    check = check or no_check
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     shape = tuple(int(n) for n in np.maximum(4, np.round(np.array(voxels.shape) * edges / work_mm)))
     ratio = np.array(voxels.shape) / shape
@@ -46,31 +49,19 @@ def correct_bias_field(
     # afterwards.
     shift = 1.0 - low if low <= 0 else 0.0
     small = resample(np.where(mask, voxels + shift, 0), affine, shape, coarse, order=1, antialias=True)
+    check()
     small_mask = resample(mask.astype(np.float32), affine, shape, coarse, order=1, antialias=True) > 0.5
+    check()
     image = to_sitk(np.ascontiguousarray(small, dtype=np.float32), coarse)
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations(iterations)
-    stopped: list[BaseException] = []
-
-    def iteration() -> None:
-        try:
-            check()
-        except BaseException as error:  # also KeyboardInterrupt: signals arrive while Python runs, which is here
-            stopped.append(error)
-            n4.Abort()
-
-    if check is not None:
-        n4.AddCommand(sitk.sitkIterationEvent, iteration)
-    try:
+    with stoppable(n4, check):
         n4.Execute(image, to_sitk(small_mask.astype(np.uint8), coarse))
-    except RuntimeError:
-        if not stopped:
-            raise
-    if stopped:
-        raise stopped[0]
     field = np.exp(sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image))).transpose(2, 1, 0)
+    check()
     # One more voxel on every side, so that the outermost ones of the scan lie inside the fitted grid.
     field = np.pad(field.astype(np.float32), 1, mode="edge")
     coarse[:3, 3] -= coarse[:3, :3].sum(axis=1)
     full = resample(field, coarse, voxels.shape, affine, order=1)
+    check()
     return ((voxels + shift) / np.maximum(full, 1e-3) - shift).astype(np.float32)

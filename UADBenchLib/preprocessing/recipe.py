@@ -204,7 +204,7 @@ def prepare(
     found = register(corrected, affine, centre_start(affine, brain.mask), mask=brain.mask, check=log.tick)
     log.leave(template=recipe.template, world=found.world.tolist(), mutual_information=round(found.similarity, 4))
     log.enter("resampling")
-    prepared = _resampled(corrected, brain.mask, affine, recipe, found.world)
+    prepared = _resampled(corrected, brain.mask, affine, recipe, found.world, log.tick)
     covered = prepared[1].sum() * recipe.voxel_mm**3 * abs(np.linalg.det(found.world[:3, :3])) / 1000.0
     log.leave(voxel_mm=recipe.voxel_mm, shape=list(recipe.shape), interpolation="linear, smoothed first")
     if covered < 0.5 * brain.mask.sum() * scan.voxel_ml:
@@ -231,8 +231,9 @@ def prepare(
     )
 
 
-def _resampled(voxels, mask, affine, recipe, world) -> tuple[np.ndarray, np.ndarray]:
+def _resampled(voxels, mask, affine, recipe, world, check) -> tuple[np.ndarray, np.ndarray]:
     def to_model(values: np.ndarray) -> np.ndarray:
+        check()
         return resample(values, affine, recipe.shape, recipe.affine, order=1, world=world, antialias=True)
 
     weight = to_model(mask.astype(np.float32))

@@ -15,6 +15,8 @@ import numpy as np
 
 from UADBenchLib.errors import InputError
 from UADBenchLib.geometry import resample, to_sitk
+from UADBenchLib.preprocessing.stopping import stoppable
+from UADBenchLib.scan import no_check
 
 TEMPLATE = "MNI152NLin2009aSym"
 MINIMUM_SIMILARITY = 0.12
@@ -86,10 +88,13 @@ def register(
     """
     import SimpleITK as sitk
 
+    check = check or no_check
     template = load_template(2)
+    check()
     fixed = to_sitk(template.voxels, template.affine)
     region = sitk.BinaryDilate(to_sitk(template.mask.astype(np.uint8), template.affine), (2, 2, 2))
     moving = _moving_image(voxels, affine, mask)
+    check()
     first = sitk.Euler3DTransform()
     first.SetCenter(tuple(_lps(template.affine @ [49, 58, 40, 1])[:3]))
     rigid = _optimise(fixed, region, moving, first, start, shrink=(4,), step_mm=2.0, check=check)
@@ -98,6 +103,7 @@ def register(
     affine_start.SetMatrix(rigid.GetMatrix())
     affine_start.SetTranslation(rigid.GetTranslation())
     final = _optimise(fixed, region, moving, affine_start, start, shrink=(4, 2), step_mm=0.5, check=check)
+    check()
     world = start @ _matrix_ras(final)
     similarity = -_metric(fixed, region, _shifted(moving, start), final)
     if not np.isfinite(similarity) or similarity < MINIMUM_SIMILARITY:
@@ -159,29 +165,15 @@ def _optimise(fixed, region, moving, transform, start, *, shrink, step_mm, check
     method.SetSmoothingSigmasPerLevel([factor / 2.0 for factor in shrink])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInitialTransform(transform, inPlace=True)
-    stopped: list[BaseException] = []
-
-    def iteration() -> None:
-        # An exception must not cross ITK's C++ frames: remember it, stop the optimiser, raise it afterwards.
-        try:
-            check()
-        except BaseException as error:  # also KeyboardInterrupt: signals arrive while Python runs, which is here
-            stopped.append(error)
-            method.Abort()
-
-    if check is not None:
-        method.AddCommand(sitk.sitkIterationEvent, iteration)
     try:
-        method.Execute(fixed, _shifted(moving, start))
+        with stoppable(method, check):
+            method.Execute(fixed, _shifted(moving, start))
     except RuntimeError as error:
-        if not stopped:
-            raise InputError(
-                "REGISTRATION_FAILED",
-                "the scan and the MNI152 template do not overlap",
-                "check the orientation and origin in the header",
-            ) from error
-    if stopped:
-        raise stopped[0]
+        raise InputError(
+            "REGISTRATION_FAILED",
+            "the scan and the MNI152 template do not overlap",
+            "check the orientation and origin in the header",
+        ) from error
     return transform
 
 
