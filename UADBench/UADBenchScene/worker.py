@@ -559,9 +559,7 @@ def _save(folder: Path, name: str, array: np.ndarray, kind: type) -> str:
 
 
 def _load(folder: Path, name: object, shape: tuple[int, ...]) -> np.ndarray:
-    """Read one array of a job: a bare name of a regular file in its folder, of the job's shape; never a
-    pickle.
-    """
+    """Read one array of a job: a bare name of a regular file in its folder, of the job's shape; numbers only."""
     if not isinstance(name, str) or Path(name).name != name or not name.endswith(".npy"):
         raise ValueError(f"{name!r} is not a bare .npy file name")
     path = folder / name
