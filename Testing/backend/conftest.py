@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
-from builders import BRAINS, Laboratory, healthy_rows, prepare_pair, train_and_calibrate  # noqa: E402
+from builders import BRAINS, Laboratory, healthy_rows, prepare_pair, rotation, train_and_calibrate  # noqa: E402
 
 if TYPE_CHECKING:
     from UADBenchLib.scan import Scan
@@ -27,18 +27,6 @@ if TYPE_CHECKING:
 # The same examples on every run, and no example database left in the source tree.
 settings.register_profile("backend", database=None, derandomize=True, deadline=None)
 settings.load_profile("backend")
-
-
-def _rotation(degrees: tuple[float, float, float]) -> np.ndarray:
-    """Return a rotation (3, 3) by three angles about x, y and z in turn."""
-    result = np.eye(3)
-    for axis, angle in enumerate(np.radians(degrees)):
-        turn = np.eye(3)
-        first, second = [other for other in range(3) if other != axis]
-        turn[first, first] = turn[second, second] = np.cos(angle)
-        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
-        result = turn @ result
-    return result
 
 
 def _affine(
@@ -49,7 +37,7 @@ def _affine(
 ) -> np.ndarray:
     """Return an affine (4, 4) to RAS mm from edge lengths, angles, axis signs and the first voxel's place."""
     result = np.eye(4)
-    result[:3, :3] = _rotation(degrees) * np.array(voxel_mm) * np.array(flip)
+    result[:3, :3] = rotation(degrees) * np.array(voxel_mm) * np.array(flip)
     result[:3, 3] = origin
     return result
 
