@@ -72,7 +72,7 @@ def rethreshold(detection, threshold, minimum_ml):
 def module(name, **members):
     fake = types.ModuleType(name); fake.__dict__.update(members); sys.modules[name] = fake
 
-module("UADBenchLib.inference.detector", detect=detect, rethreshold=rethreshold)
+module("UADBenchLib.inference.detector", detect=detect, rethreshold=rethreshold, warm_up=lambda: None)
 module("UADBenchLib.bundles.catalogue", list_models=lambda: [{"id": "fae-t1w-compact", "path": "p"}])
 module("UADBenchLib.inference.device", devices=lambda: [{"id": "cpu", "name": "CPU", "memory_free_gb": 1.5}])
 from UADBenchLib.inference import worker

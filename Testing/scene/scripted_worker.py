@@ -102,6 +102,6 @@ def rethreshold(detection: Detection, threshold: float, minimum_ml: float) -> De
 
 if __name__ == "__main__":
     module = types.ModuleType(NAME)
-    module.detect, module.rethreshold = detect, rethreshold
+    module.detect, module.rethreshold, module.warm_up = detect, rethreshold, lambda: None
     sys.modules[NAME] = module
     sys.exit(worker.main())

@@ -22,6 +22,7 @@ from UADBenchLib.inference.device import choose_device
 from UADBenchLib.inference.findings import Finding, find
 from UADBenchLib.inference.scoring import score_volume
 from UADBenchLib.preprocessing.recipe import Prepared, Recipe, prepare
+from UADBenchLib.preprocessing.registration import load_template
 from UADBenchLib.scan import Check, Progress, Scan
 
 CONSENSUS = "consensus"
@@ -173,6 +174,11 @@ def detect(
     if progress is not None:
         progress("done", 1.0)
     return detections
+
+
+def warm_up() -> None:
+    """Load what every detection needs and no callback can interrupt: the template and what reads it."""
+    load_template()
 
 
 def rethreshold(detection: Detection, threshold: float, minimum_ml: float | None = None) -> Detection:
@@ -372,4 +378,4 @@ def _consensus(detections: Sequence[Detection], minimum_ml: float) -> Detection:
     return _thresholded(merged)
 
 
-__all__ = ["CONSENSUS", "Detection", "Recipe", "detect", "region", "rethreshold"]
+__all__ = ["CONSENSUS", "Detection", "Recipe", "detect", "region", "rethreshold", "warm_up"]

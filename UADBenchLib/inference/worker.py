@@ -461,7 +461,7 @@ class Worker:
         device, minimum_ml = _text(request, "device", "auto"), _number(request, "minimum_ml", 0.1)
         detector = importlib.import_module("UADBenchLib.inference.detector")
         # Slow the first time, and nothing can interrupt it: a job that is still loading is cancelled at once.
-        importlib.import_module("UADBenchLib.preprocessing.registration").load_template()
+        detector.warm_up()
         self._move(job, "running")
         detections = detector.detect(
             scan,
