@@ -21,7 +21,7 @@ from UADBenchLib.inference.calibration import HealthyReference, unpack_reference
 from UADBenchLib.inference.device import choose_device
 from UADBenchLib.inference.findings import Finding, find
 from UADBenchLib.inference.scoring import score_volume
-from UADBenchLib.preprocessing.recipe import Prepared, Recipe, prepare
+from UADBenchLib.preprocessing.recipe import Prepared, prepare
 from UADBenchLib.preprocessing.registration import load_template
 from UADBenchLib.scan import Check, Progress, Scan
 
@@ -376,6 +376,3 @@ def _consensus(detections: Sequence[Detection], minimum_ml: float) -> Detection:
         reconstruction=None,
     )
     return _thresholded(merged)
-
-
-__all__ = ["CONSENSUS", "Detection", "Recipe", "detect", "region", "rethreshold", "warm_up"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from UADBenchLib.errors import InputError
 from UADBenchLib.geometry import resample
-from UADBenchLib.preprocessing.registration import Registration, load_template, register
+from UADBenchLib.preprocessing.registration import load_template, register
 from UADBenchLib.scan import Check
 
 SMALLEST_BRAIN_ML, LARGEST_BRAIN_ML = 600.0, 1950.0
@@ -164,6 +164,3 @@ def _head_start(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
     start = np.eye(4)
     start[:3, 3] = (affine @ [*index, 1.0])[:3] - np.array([0.0, -18.0, 8.0])
     return start
-
-
-__all__ = ["BrainMask", "Registration", "extracted_already", "find_brain"]
