@@ -3,13 +3,17 @@
 T1w: whole heads of IXI with their DLMUSE regions. T2w and FLAIR: scans with all three contrasts on one grid, where
 tissue is told by the T1w intensity (three Gaussians) and by an atlas made of the registered DLMUSE regions; voxels of
 and around references are left out. All intensities are relative to the white matter of the same scan, so that the
-receiver's gain drops out. Writes the JSON that ``synthesis.contrasts`` reads.
+receiver's gain drops out. Writes a table of real and synthesised tissues side by side, prints what age and sex do to
+volumes; the constants of ``synthesis.contrasts`` and ``synthesis.cohort`` are read off these.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,10 @@ from UADBenchLib.preprocessing.bias_field import correct_bias_field
 from UADBenchLib.preprocessing.brain_extraction import find_brain
 from UADBenchLib.preprocessing.registration import centre_start, load_template, register
 from UADBenchLib.reading import read_mask, read_scan
-from UADBenchLib.writing import write_json
+from UADBenchLib.synthesis.anatomy import brain_mask, deform, draw_deformation, read_anatomies, read_anatomy
+from UADBenchLib.synthesis.contrasts import draw_look
+from UADBenchLib.synthesis.heads import draw_acquisition, render
+from UADBenchLib.writing import write_csv
 
 DLMUSE: dict[str, tuple[int, ...]] = {
     "white matter": (*range(81, 89), 91, 92, 94, 95),
@@ -153,41 +160,79 @@ def pooled(rows: list[dict[str, tuple[float, float]]]) -> dict[str, dict[str, fl
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with ixi, kirby21, ms-ljubljana, tumour-auto")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    arguments = parser.parse_args()
+def measure_real(data: Path) -> tuple[dict[str, dict[str, dict]], list[dict[str, float]]]:
+    """Statistics of tissues by contrast and source, and the tissue volumes of every IXI head."""
     heads = sorted(
-        path for path in arguments.data.glob("ixi/sub-*/anat/*_T1w.nii.gz")
-        if list((arguments.data / "ixi" / "derivatives" / "dlmuse" / path.name.split("_")[0]).rglob("*_dseg.nii.gz"))
-    )  # fmt: skip
-    ixi, sums = [], defaultdict(float)
+        path
+        for path in data.glob("ixi/sub-*/anat/*_T1w.nii.gz")
+        if list((data / "ixi" / "derivatives" / "dlmuse" / path.name.split("_")[0]).rglob("*_dseg.nii.gz"))
+    )
+    ixi, volumes, sums = [], [], defaultdict(float)
     for path in heads:
-        facts, regions = ixi_head(path, arguments.data)
-        ixi.append({"scan": path.name, **facts})
+        facts, regions = ixi_head(path, data)
+        ixi.append(facts["tissue"])
+        volumes.append({"subject": path.name.split("_")[0], **facts["ml"]})
         for tissue, probability in regions.items():
             sums[tissue] = sums[tissue] + probability
     atlas = {tissue: total / len(heads) for tissue, total in sums.items()}
-    triples = {name: triple(arguments.data / name, *files, atlas) for name, files in TRIPLES.items()}
-    write_json(
-        arguments.out,
-        {
-            "T1w": {"ixi": pooled([row["tissue"] for row in ixi])},
-            **{
-                contrast: {
-                    "kirby21": pooled([triples["kirby21/sub-113"][contrast]]),
-                    "patients": pooled(
-                        [row[contrast] for name, row in triples.items() if not name.startswith("kirby")]
-                    ),
-                }
-                for contrast in ("T2w", "FLAIR")
-            },
-            "T1w of patients": pooled([row["T1w"] for row in triples.values()]),
-            "each": triples,
-            "volumes": [{"scan": row["scan"], **row["ml"]} for row in ixi],
-        },
-    )
+    triples = {name: triple(data / name, *files, atlas) for name, files in TRIPLES.items()}
+    healthy = {name: rows for name, rows in triples.items() if name.startswith("kirby21")}
+    patients = {name: rows for name, rows in triples.items() if name not in healthy}
+    real = {"T1w": {"IXI": pooled(ixi)}}
+    for contrast in ("T2w", "FLAIR"):
+        real[contrast] = {
+            "one healthy head": pooled([rows[contrast] for rows in healthy.values()]),
+            "patients": pooled([rows[contrast] for rows in patients.values()]),
+        }
+    return real, volumes
+
+
+def measure_synthetic(maps: Path, count: int = 6) -> dict[str, dict[str, dict]]:
+    """The same statistics of synthesised heads, corrected and eroded like the real ones."""
+    rows = defaultdict(list)
+    for number, path in enumerate(read_anatomies(maps)[:count]):
+        for contrast in ("T1w", "T2w", "FLAIR"):
+            rng = np.random.default_rng((number, len(rows)))
+            head = deform(read_anatomy(path), draw_deformation(rng))
+            acquisition = replace(draw_acquisition(rng, defaced=0.0), cut_mm=500.0)
+            voxels, affine = render(head, draw_look(contrast, rng), acquisition)
+            corrected = correct_bias_field(voxels, affine, brain_mask(head))
+            rows[contrast].append(statistics(corrected, {t: eroded(head.of(t)) for t in DLMUSE}))
+    return {contrast: {"synthesised": pooled(found)} for contrast, found in rows.items()}
+
+
+def print_ages(volumes: list[dict[str, float]], participants: Path) -> None:
+    """Print what age and sex do to the volumes: the constants of ``synthesis.cohort``."""
+    with participants.open(encoding="utf-8") as stream:
+        people = {row["participant_id"]: row for row in csv.DictReader(stream, delimiter="\t")}
+    known = [row for row in volumes if people[row["subject"]]["age"] not in ("", "n/a")]
+    age = np.array([float(people[row["subject"]]["age"]) for row in known])
+    share = np.log([row["ventricle"] / row["brain mask"] for row in known])
+    slope, start = np.polyfit(age, share, 1)
+    rest = float(np.std(share - start - slope * age))
+    sys.stdout.write(f"log ventricle share: {start:.3f} + {slope:.4f} a year, spread {rest:.2f} ({len(known)} heads)\n")
+    cortex = np.polyfit(age, [row["cortex"] / row["brain mask"] for row in known], 1)
+    sys.stdout.write(f"cortex share: {np.polyval(cortex, 20):.3f} at 20, {np.polyval(cortex, 90):.3f} at 90 years\n")
+    mean = {s: np.mean([r["brain mask"] for r in volumes if people[r["subject"]]["sex"] == s]) for s in "FM"}
+    sys.stdout.write(f"linear size, female against male: {(mean['F'] / mean['M']) ** (1 / 3):.3f}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with ixi, kirby21, ms-ljubljana, tumour-auto")
+    parser.add_argument("--maps", type=Path, required=True, help="whole-head label maps")
+    parser.add_argument("--out", type=Path, default=Path("docs/figures/tissue_contrast.csv"))
+    given = parser.parse_args()
+    real, volumes = measure_real(given.data)
+    print_ages(volumes, given.data / "ixi" / "participants.tsv")
+    synthetic = measure_synthetic(given.maps)
+    rows = [
+        {"contrast": contrast, "source": source, "tissue": tissue, **values}
+        for contrast in real
+        for source, tissues in (real[contrast] | synthetic[contrast]).items()
+        for tissue, values in tissues.items()
+    ]
+    write_csv(given.out, rows, list(rows[0]))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ above). They say where tissue is, not what it looks like; intensities are the ma
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -192,6 +192,10 @@ class Deformation:
     seed: int
 
 
+_NONE = Deformation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), False, 0.0, 40.0, 0.0, 0.0, 0)
+WIDENING_MM = (-5.0, 8.0)
+
+
 def draw_deformation(
     rng: np.random.Generator,
     *,
@@ -257,11 +261,23 @@ def deform(
     affine = np.diag([edge] * 3 + [1.0])
     affine[:3, 3] = centre - edge * (np.array(shape) - 1) / 2
     places = source_places(shape, affine, middle, deformation)
-    if deformation.widening_mm > 0:
+    if deformation.widening_mm:
         places = places - _widening(anatomy, places, deformation.widening_mm)
     classes = _nearest(torch.from_numpy(anatomy.classes), anatomy.affine, places).numpy()
     moved = Anatomy(classes, affine, anatomy.name)
     return _thinned(moved, deformation.thinning) if deformation.thinning > 0 else moved
+
+
+def widening_for(anatomy: Anatomy, volume_ml: float) -> float:
+    """How far the walls of the ventricles must move for them (choroid plexus included) to hold ``volume_ml``: mm, from
+    -5 to 8, found by bisection on a coarse grid."""
+    low, high = WIDENING_MM
+    for _ in range(7):
+        middle = (low + high) / 2
+        moved = deform(anatomy, replace(_NONE, widening_mm=middle), voxel_mm=2.5)
+        held = moved.of("ventricle", "choroid plexus").sum() * moved.voxel_mm.prod() / 1000
+        low, high = (middle, high) if held < volume_ml else (low, middle)
+    return round((low + high) / 2, 3)
 
 
 def _middle(anatomy: Anatomy) -> np.ndarray:

@@ -55,3 +55,5 @@ def follow(averaged: nn.Module, model: nn.Module, step: int, ema: float) -> None
     with torch.no_grad():
         for kept, new in zip(averaged.parameters(), model.parameters(), strict=True):
             kept.lerp_(new, 1 - decay)
+        for kept, new in zip(averaged.buffers(), model.buffers(), strict=True):
+            kept.copy_(new)
