@@ -1,4 +1,4 @@
-"""A small residual U-Net for slices, with an optional scalar condition (noise level, corruption strength).
+"""A small residual U-Net for slices or volumes, with an optional scalar condition (noise level, corruption strength).
 
 The layout follows the DDPM family: group normalisation, SiLU before every convolution, scale-shift conditioning, and a
 last convolution that starts at zero. Resolution is halved by average pooling and doubled by nearest neighbour.
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+
 
 def sinusoidal_embedding(values: Tensor, width: int) -> Tensor:
     """Embed scalars (N,) in about [0, 1000] as (N, width) sines and cosines of geometrically spaced frequencies."""
@@ -21,17 +23,34 @@ def sinusoidal_embedding(values: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with a skip; the condition scales and shifts between them."""
+def fold(x: Tensor, size: int) -> Tensor:
+    """Move blocks of ``size`` pixels along each side into channels: (N, C, H, W) to (N, C size^2, H/size, W/size)."""
+    sides = [part for side in x.shape[2:] for part in (side // size, size)]
+    blocks = x.reshape(*x.shape[:2], *sides)
+    outer, inner = range(2, blocks.dim(), 2), range(3, blocks.dim(), 2)
+    return blocks.permute(0, 1, *inner, *outer).flatten(1, 1 + len(inner))
 
-    def __init__(self, inputs: int, outputs: int, condition: int | None) -> None:
+
+def unfold(x: Tensor, size: int) -> Tensor:
+    """Undo ``fold``."""
+    sides = x.shape[2:]
+    blocks = x.reshape(x.shape[0], -1, *[size] * len(sides), *sides)
+    pairs = [axis for n in range(len(sides)) for axis in (2 + len(sides) + n, 2 + n)]
+    return blocks.permute(0, 1, *pairs).reshape(x.shape[0], -1, *(size * side for side in sides))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions of width 3 with a skip; the condition scales and shifts between them."""
+
+    def __init__(self, inputs: int, outputs: int, condition: int | None, dimensions: int = 2) -> None:
         super().__init__()
+        convolution = _CONVOLUTIONS[dimensions]
         self.first_norm = nn.GroupNorm(8, inputs)
-        self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.first = convolution(inputs, outputs, 3, padding=1)
         self.second_norm = nn.GroupNorm(8, outputs)
-        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.second = convolution(outputs, outputs, 3, padding=1)
         self.modulate = nn.Linear(condition, 2 * outputs) if condition else None
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = convolution(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.bias)
 
@@ -39,13 +58,14 @@ class ResidualBlock(nn.Module):
         h = self.first(F.silu(self.first_norm(x)))
         h = self.second_norm(h)
         if self.modulate is not None:
-            scale, shift = self.modulate(condition)[:, :, None, None].chunk(2, dim=1)
+            scale, shift = self.modulate(condition).reshape(len(x), -1, *[1] * (x.dim() - 2)).chunk(2, dim=1)
             h = h * (1 + scale) + shift
         return self.skip(x) + self.second(F.silu(h))
 
 
 class UNet(nn.Module):
-    """U-Net from (N, channels, H, W) to (N, 1, H, W); H and W must be multiples of ``stem * 2 ** (len(widths) - 1)``.
+    """U-Net from (N, channels, H, W) to (N, 1, H, W), or the same with a third side D; all sides must be multiples of
+    ``stem * 2 ** (len(widths) - 1)``.
 
     Parameters
     ----------
@@ -58,36 +78,49 @@ class UNet(nn.Module):
         Whether ``forward`` takes a scalar a sample, in about [0, 1000].
     channels : int
         Input channels.
+    dimensions : int
+        2 for slices, 3 for volumes.
     """
 
-    def __init__(self, widths: tuple[int, ...], stem: int = 1, conditioned: bool = False, channels: int = 1) -> None:
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        stem: int = 1,
+        conditioned: bool = False,
+        channels: int = 1,
+        dimensions: int = 2,
+    ) -> None:
         super().__init__()
-        self.fold, self.unfold = nn.PixelUnshuffle(stem), nn.PixelShuffle(stem)
+        convolution = _CONVOLUTIONS[dimensions]
+        self.fold_size = stem
         width = 4 * widths[0] if conditioned else None
         self.embed = (
             nn.Sequential(nn.Linear(widths[0], width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()) if width else None
         )
-        self.stem = nn.Conv2d(channels * stem**2, widths[0], 3, padding=1)
+        self.stem = convolution(channels * stem**dimensions, widths[0], 3, padding=1)
         ins = (widths[0], *widths[:-1])
-        self.down = nn.ModuleList(ResidualBlock(i, o, width) for i, o in zip(ins, widths, strict=True))
-        self.middle = ResidualBlock(widths[-1], widths[-1], width)
+        self.down = nn.ModuleList(ResidualBlock(i, o, width, dimensions) for i, o in zip(ins, widths, strict=True))
+        self.middle = ResidualBlock(widths[-1], widths[-1], width, dimensions)
         reverse = widths[::-1]
         deeper = (widths[-1], *reverse[:-1])
-        self.up = nn.ModuleList(ResidualBlock(d + o, o, width) for d, o in zip(deeper, reverse, strict=True))
+        self.up = nn.ModuleList(
+            ResidualBlock(d + o, o, width, dimensions) for d, o in zip(deeper, reverse, strict=True)
+        )
         self.last_norm = nn.GroupNorm(8, widths[0])
-        self.last = nn.Conv2d(widths[0], stem**2, 3, padding=1)
+        self.last = convolution(widths[0], stem**dimensions, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         self.width = widths[0]
+        self.halve = F.avg_pool2d if dimensions == 2 else F.avg_pool3d
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         embedded = None if self.embed is None else self.embed(sinusoidal_embedding(condition, self.width).to(x.dtype))
-        h = self.stem(self.fold(x))
+        h = self.stem(fold(x, self.fold_size))
         skips = []
         for level, block in enumerate(self.down):
-            h = block(F.avg_pool2d(h, 2) if level else h, embedded)
+            h = block(self.halve(h, 2) if level else h, embedded)
             skips.append(h)
         h = self.middle(h, embedded)
         for level, block in enumerate(self.up):
             h = block(torch.cat([F.interpolate(h, scale_factor=2.0) if level else h, skips.pop()], dim=1), embedded)
-        return self.unfold(self.last(F.silu(self.last_norm(h))))
+        return unfold(self.last(F.silu(self.last_norm(h))), self.fold_size)

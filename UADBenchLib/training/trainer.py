@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from UADBenchLib import __version__
 from UADBenchLib.bundles.bundle import Bundle, Metadata, Space, bundle_id, recipe_values, save_bundle
@@ -31,8 +30,9 @@ from UADBenchLib.methods.base import Method, Schedule, Slices
 from UADBenchLib.methods.registry import create_method, method_class
 from UADBenchLib.preprocessing.recipe import Recipe
 from UADBenchLib.scan import Progress
+from UADBenchLib.training.checkpoint import follow, load_checkpoint, save_checkpoint
 from UADBenchLib.training.slices import SliceSampler, StoredScan, build_store, default_store
-from UADBenchLib.writing import atomic, write_text
+from UADBenchLib.writing import write_text
 
 CHECKPOINT_EVERY = 250
 
@@ -176,7 +176,7 @@ class _Run:
 
     def go(self, resume: bool, progress: Progress | None) -> list[dict[str, float]]:
         """Take the steps that are left; a checkpoint is written every ``CHECKPOINT_EVERY`` steps and at the end."""
-        if resume and (self.folder / "checkpoint.safetensors").exists():
+        if resume:
             self._restore()
         total = self.schedule.steps
         while len(self.log) < total:
@@ -209,41 +209,19 @@ class _Run:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), schedule.clip)
         self.optimiser.step()
-        # Early on the average would remember the random start: let it follow closely at first.
-        decay = min(schedule.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for kept, new in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
-                kept.lerp_(new, 1 - decay)
+        follow(self.averaged, self.model, step, schedule.ema)
         return float(loss.detach())
 
     def _save(self) -> None:
-        arrays = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        arrays |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            arrays |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
-        arrays["generator"] = self.generator.get_state()
-        arrays["log"] = torch.tensor(
-            [[row["step"], row["loss"], row["learning_rate"]] for row in self.log], dtype=torch.float64
-        )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic(self.folder / "checkpoint.safetensors") as temporary:
-            save_file({name: value.detach().cpu().clone().contiguous() for name, value in arrays.items()}, temporary)
+        rows = [[row["step"], row["loss"], row["learning_rate"]] for row in self.log]
+        more = {"generator": self.generator.get_state(), "log": torch.tensor(rows, dtype=torch.float64)}
+        save_checkpoint(self.folder, self.model, self.averaged, self.optimiser, **more)
         write_text(self.folder / "loss.csv", _loss_table(self.log))
 
     def _restore(self) -> None:
-        arrays = load_file(self.folder / "checkpoint.safetensors")
-
-        def part(prefix: str) -> dict[str, torch.Tensor]:
-            return {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}
-
-        self.model.load_state_dict(part("model."))
-        self.averaged.load_state_dict(part("averaged."))
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in part("optimiser.").items():
-            number, key = name.split(".", 1)
-            state.setdefault(int(number), {})[key] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        arrays = load_checkpoint(self.folder, self.model, self.averaged, self.optimiser)
+        if arrays is None:
+            return
         self.generator.set_state(arrays["generator"])
         rows = arrays["log"].tolist()
         self.log = [{"step": int(s), "loss": loss, "learning_rate": rate} for s, loss, rate in rows]
