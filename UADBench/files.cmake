@@ -78,8 +78,12 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/reports/staging.py
   UADBenchLib/scan.py
   UADBenchLib/synthesis/__init__.py
+  UADBenchLib/synthesis/growth.py
+  UADBenchLib/synthesis/insertion.py
   UADBenchLib/synthesis/lesions.py
+  UADBenchLib/synthesis/places.py
   UADBenchLib/synthesis/sample.py
+  UADBenchLib/synthesis/tissue.py
   UADBenchLib/training/__init__.py
   UADBenchLib/training/slices.py
   UADBenchLib/training/trainer.py
@@ -107,6 +111,8 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/Models/intensity-norm-t1w-compact/docs/README.md
   Resources/Models/intensity-norm-t1w-compact/models/model.safetensors
   Resources/Models/intensity-norm-t1w-compact/models/reference.safetensors
+  Resources/Synthesis/lesion_places.json
+  Resources/Synthesis/lesion_places.safetensors
   UADBenchLib/reports/templates/base.html.j2
   UADBenchLib/reports/templates/detection.html.j2
   )

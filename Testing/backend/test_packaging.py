@@ -69,7 +69,8 @@ def expected_files() -> set[str]:
     """What has to be in the wheel, by its path there."""
     files = [*(ROOT / "UADBenchLib").rglob("*.py"), *(ROOT / "UADBenchLib" / "reports" / "templates").iterdir()]
     names = {path.relative_to(ROOT).as_posix() for path in files if path.is_file()}
-    resources = [path for folder in ("Models", "Splits") for path in (ROOT / "Resources" / folder).rglob("*")]
+    folders = [ROOT / "Resources" / name for name in ("Models", "Splits", "Synthesis")]
+    resources = [path for folder in folders for path in folder.rglob("*")]
     return names | {f"UADBenchLib/{path.relative_to(ROOT).as_posix()}" for path in resources if path.is_file()}
 
 

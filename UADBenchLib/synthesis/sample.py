@@ -12,10 +12,14 @@ import numpy as np
 from UADBenchLib.geometry import resample
 from UADBenchLib.preprocessing.registration import load_template
 from UADBenchLib.scan import Scan
-from UADBenchLib.synthesis.lesions import Lesion, apply_lesion
+from UADBenchLib.synthesis.insertion import apply_lesion
+from UADBenchLib.synthesis.lesions import draw_lesion
+from UADBenchLib.synthesis.tissue import tissue_from_scan
 
 VOXEL_MM = (1.5, 1.5, 2.0)
 TEMPLATE_MM = 2
+LESION_CENTRE = (28.0, 22.0, 26.0)
+"""RAS mm: deep in the right frontal white matter."""
 
 
 def make_sample(seed: int = 0, *, lesion_ml: float | None = 18.0) -> tuple[Scan, np.ndarray, np.ndarray]:
@@ -38,12 +42,13 @@ def make_sample(seed: int = 0, *, lesion_ml: float | None = 18.0) -> tuple[Scan,
     voxels, inside = _bend([template, mask], rng)
     brain = inside > 0.5
     voxels = voxels * brain
-    voxel_mm = np.full(3, float(TEMPLATE_MM))
     reference = np.zeros(brain.shape, dtype=bool)
     if lesion_ml is not None:
-        centre = tuple((np.linalg.inv(affine) @ [28.0, 22.0, 26.0, 1.0])[:3])
-        lesion = Lesion(centre, lesion_ml, change=-0.38, flatten=0.6, roughness=0.3, edge_mm=2.5, seed=seed + 1)
-        voxels, reference = apply_lesion(voxels, brain, voxel_mm, lesion)
+        tissue = tissue_from_scan(voxels, affine, brain, np.eye(4))
+        drawn = np.random.default_rng(seed + 1)
+        lesion = draw_lesion("tumour", tissue, drawn, variant="solid", volume_ml=lesion_ml, centre=LESION_CENTRE)
+        lesioned = apply_lesion({"T1w": voxels}, tissue, lesion)
+        voxels, reference = lesioned.images["T1w"], lesioned.mask
     voxels = voxels * np.exp(0.05 * _smooth_field(brain.shape, 60.0 / TEMPLATE_MM, rng)) * brain
     return _on_oblique_grid(voxels, reference, brain, affine, rng)
 
