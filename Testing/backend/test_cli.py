@@ -26,7 +26,7 @@ from UADBenchLib.scan import Check, Scan
 from UADBenchLib.writing import write_volume
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("demo", "detect", "models", "check", "preprocess", "train", "calibrate")
+COMMANDS = ("demo", "detect", "models", "check", "preprocess", "synthesise", "train", "calibrate")
 
 
 def head() -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from UADBenchLib import __version__
-from UADBenchLib.cli import calibrate, check, demo, detect, models, preprocess, train
+from UADBenchLib.cli import calibrate, check, demo, detect, models, preprocess, synthesise, train
 from UADBenchLib.cli.console import note, one_line, say, terminable
 from UADBenchLib.errors import CancelledError, UADBenchError
 
@@ -33,6 +33,7 @@ app.command("detect", short_help="Detect anomalies in one scan.")(detect.detect)
 app.add_typer(models.app, name="models", short_help="List the installed models, or show one.")
 app.command("check", short_help="Check whether a scan can be used.")(check.check)
 app.command("preprocess", short_help="Prepare a scan as the models see it.")(preprocess.preprocess)
+app.command("synthesise", short_help="Make a labelled cohort of synthetic heads.")(synthesise.synthesise)
 app.command("train", short_help="Train a method on healthy scans.")(train.train)
 app.command("calibrate", short_help="Set a bundle's healthy reference and thresholds.")(calibrate.calibrate)
 

@@ -14,16 +14,12 @@ import numpy as np
 
 from UADBenchLib.errors import InputError
 from UADBenchLib.geometry import resample
+from UADBenchLib.synthesis.anatomy import Anatomy, brain_mask
 
-WHITE_LABELS = (2, 7, 16, 25, 41, 46, 57, 77, 85, 251, 252, 253, 254, 255)
-"""FreeSurfer numbers of white matter, white-matter lesions included; the brain stem counts as white."""
-GREY_LABELS = (3, 8, 10, 11, 12, 13, 17, 18, 26, 42, 47, 49, 50, 51, 52, 53, 54, 58)
-MIXED_LABELS = (28, 60)
-"""Ventral diencephalon: half white, half grey."""
-VENTRICLE_LABELS = (4, 5, 43, 44)
-"""Lateral ventricles with their inferior horns."""
-OUTSIDE_FROM = 500
-"""Labels from here on lie outside the brain."""
+_WHITE = ("white matter", "cerebellar white matter", "brain stem", "optic nerve")
+_GREY = ("cortex", "cerebellar cortex", "thalamus", "caudate", "putamen", "pallidum", "limbic")
+_MIXED = "ventral diencephalon"
+"""Half white, half grey."""
 
 LEAST_SHARE = 0.02
 """Prior share that every tissue keeps everywhere inside the brain, for anatomy that the template lacks."""
@@ -75,36 +71,36 @@ class TissueMaps:
         return replace(self, affine=affine, **maps)
 
 
-def tissue_from_labels(labels: np.ndarray, affine: np.ndarray, to_template: np.ndarray) -> TissueMaps:
-    """Describe the tissue of a FreeSurfer-numbered label map.
+def tissue_from_anatomy(anatomy: Anatomy, to_template: np.ndarray) -> TissueMaps:
+    """Describe the tissue of a head made from a label map.
+
+    What is neither white nor grey matter inside its brain mask counts as fluid, vessels and choroid plexus included.
 
     Parameters
     ----------
-    labels : numpy.ndarray
-        Shape (I, J, K), integers; 0 and labels from 500 on are outside the brain, what is neither white nor grey
-        matter inside it counts as fluid (vessels and choroid plexus included).
-    affine, to_template : numpy.ndarray
-        Shape (4, 4): voxel index to RAS mm, and RAS mm to template RAS mm.
-
-    Raises
-    ------
-    InputError
-        ``TISSUE_MISSING`` when no voxel is white matter.
+    anatomy : Anatomy
+        The head.
+    to_template : numpy.ndarray
+        Shape (4, 4): RAS mm to template RAS mm.
     """
-    brain = (labels > 0) & (labels < OUTSIDE_FROM)
-    mixed = np.isin(labels, MIXED_LABELS) * np.float32(0.5)
-    white = np.isin(labels, WHITE_LABELS).astype(np.float32) + mixed
-    grey = np.isin(labels, GREY_LABELS).astype(np.float32) + mixed
-    if not white.any():
-        found = ", ".join(str(label) for label in np.unique(labels)[:12])
-        raise InputError(
-            "TISSUE_MISSING",
-            f"no voxel of the label map is white matter (labels: {found})",
-            "give a map with FreeSurfer numbers, in which 2 and 41 are white matter",
-        )
+    brain = brain_mask(anatomy)
+    mixed = anatomy.of(_MIXED) * np.float32(0.5)
+    white = (anatomy.of(*_WHITE) + mixed) * brain
+    grey = (anatomy.of(*_GREY) + mixed) * brain
     csf = np.where(brain, 1 - white - grey, 0).astype(np.float32)
-    ventricles = np.isin(labels, VENTRICLE_LABELS)
-    return TissueMaps(white, grey, csf, ventricles, brain, np.asarray(affine), np.asarray(to_template))
+    maps = (white.astype(np.float32), grey.astype(np.float32), csf)
+    return TissueMaps(*maps, _lateral(anatomy, to_template), brain, anatomy.affine, np.asarray(to_template))
+
+
+def _lateral(anatomy: Anatomy, to_template: np.ndarray) -> np.ndarray:
+    """Lateral ventricles: what is left without the third and fourth, which lie at the midline and below."""
+    inside = anatomy.of("ventricle")
+    index = np.argwhere(inside)
+    matrix = to_template @ anatomy.affine
+    x, _, z = (index @ matrix[:3, :3].T + matrix[:3, 3]).T
+    midline = ((np.abs(x) < 4) & (z < 18)) | ((np.abs(x) < 15) & (z < -20))
+    inside[tuple(index[midline].T)] = False
+    return inside
 
 
 @lru_cache(maxsize=2)
