@@ -17,16 +17,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import dice, on_grid, rotation
+from builders import affine_of, ball, dice, on_grid, rotation
 from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter
 
 from UADBenchLib.errors import CancelledError, InputError
 from UADBenchLib.geometry import corners, resample
+from UADBenchLib.preprocessing import registration
 from UADBenchLib.preprocessing.bias_field import correct_bias_field
 from UADBenchLib.preprocessing.brain_extraction import find_brain
 from UADBenchLib.preprocessing.intensity import CLIP, normalise
-from UADBenchLib.preprocessing.recipe import STAGES, Recipe, _as_scan, prepare
-from UADBenchLib.preprocessing.registration import centre_start, load_template, register
+from UADBenchLib.preprocessing.recipe import STAGES, Prepared, Recipe, _as_scan, prepare
+from UADBenchLib.preprocessing.registration import Quality, centre_start, load_template, register, register_brain
 from UADBenchLib.scan import Scan
 
 Sample = tuple[Scan, np.ndarray, np.ndarray]
@@ -63,6 +64,107 @@ class TestRecipe:
         assert (brain.min(axis=1) >= places.min(axis=0)).all() and (brain.max(axis=1) <= places.max(axis=0)).all()
 
 
+GOOD = Quality(0.5, 0.95, (0.85, 0.9, 0.95), 0.05, False)
+
+
+def tilted(degrees: tuple[float, float, float]) -> np.ndarray:
+    """A world matrix that turns about the origin."""
+    world = np.eye(4)
+    world[:3, :3] = rotation(degrees)
+    return world
+
+
+def farthest(found: np.ndarray, known: np.ndarray) -> float:
+    """Largest distance (mm) between what two affines make of places all over the template's brain."""
+    template = load_template(2)
+    places = np.argwhere(template.mask)[::4001] @ template.affine[:3, :3].T + template.affine[:3, 3]
+    difference = found - known
+    return float(np.linalg.norm(places @ difference[:3, :3].T + difference[:3, 3], axis=1).max())
+
+
+class TestQuality:
+    @pytest.mark.parametrize(
+        ("change", "word"),
+        [
+            ({"similarity": 0.15}, "mutual information 0.15"),
+            ({"similarity": float("nan")}, "mutual information nan"),
+            ({"overlap": 0.6}, "Dice of the brain masks 0.60"),
+            ({"scales": (0.4, 0.9, 1.0)}, "0.40 to 1.00 times"),
+            ({"scales": (0.9, 1.0, 1.5)}, "0.90 to 1.50 times"),
+            ({"shear": 0.4}, "shear 0.40"),
+            ({"mirrored": True}, "swapped"),
+        ],
+    )
+    def test_each_fault_is_named(self, change: dict[str, object], word: str) -> None:
+        (fault,) = replace(GOOD, **change).faults()
+        assert word in fault
+        assert GOOD.merit > replace(GOOD, **change).merit
+
+    def test_a_good_one_has_none(self) -> None:
+        assert GOOD.faults() == GOOD.faults(reliable=True) == []
+        assert replace(GOOD, overlap=None).faults(reliable=True) == []
+
+    def test_reliable_asks_for_more(self) -> None:
+        fair = replace(GOOD, similarity=0.3, overlap=0.88)
+        assert fair.faults() == [] and len(fair.faults(reliable=True)) == 2
+
+    def test_it_is_measured(self) -> None:
+        template = load_template(2)
+        found = register_brain(template.voxels, template.affine, template.mask)
+        assert found.quality.overlap > 0.99 and found.quality.shear < 0.01 and found.quality.similarity > 0.8
+        np.testing.assert_allclose(found.quality.scales, 1, atol=0.01)
+        assert (found.start, found.retries) == ("centre", 0)
+        json.dumps(found.quality.record(), allow_nan=False)
+
+
+class TestStarts:
+    """A head that lies otherwise than its header says is found from another start."""
+
+    def test_an_upright_brain_needs_no_other(self, monkeypatch: pytest.MonkeyPatch, coarse: Sample) -> None:
+        def never(*_: object) -> None:
+            raise AssertionError("looked for other starts")
+
+        monkeypatch.setattr(registration, "_further_starts", never)
+        scan, _, mask = coarse
+        one = register_brain(scan.voxels, scan.affine, mask)
+        other = register(scan.voxels, scan.affine, centre_start(scan.affine, mask), mask=mask)
+        np.testing.assert_allclose(one.world, other.world, atol=0.05)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("degrees", [(-30.0, 0.0, 20.0), (55.0, 0.0, 0.0), (0.0, 180.0, 0.0), (90.0, 0.0, 0.0)])
+    def test_a_turned_brain(self, degrees: tuple[float, float, float]) -> None:
+        template = load_template(2)
+        world = tilted(degrees)
+        found = register_brain(template.voxels, world @ template.affine, template.mask)
+        assert farthest(found.world, world) < 3.0
+        assert found.retries <= 2 and (degrees[0] == -30 or found.retries == 1)
+
+    def test_the_first_guesses_hold_the_right_one(self) -> None:
+        template = load_template(2)
+        world = tilted((80.0, 170.0, 25.0))
+        pair = registration._Pair.of(template.voxels, world @ template.affine, template.mask)
+        starts = registration._further_starts(pair, lambda: None)
+        assert len(starts) == registration.MOST_STARTS
+        assert min(farthest(start, world) for _, start in starts) < 45
+
+    def test_what_is_no_brain_is_refused_after_all_starts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(registration, "MOST_STARTS", 1)
+        template = load_template(2)
+        noise = np.random.default_rng(0).uniform(50, 100, template.mask.shape).astype(np.float32) * template.mask
+        with pytest.raises(InputError) as refusal:
+            register_brain(noise, template.affine, np.roll(template.mask, 1, axis=0))
+        assert refusal.value.code == "REGISTRATION_FAILED"
+        assert "after 1 further starts" in refusal.value.message and "mutual information" in refusal.value.message
+
+    def test_cancelling_while_looking_for_starts(self) -> None:
+        template = load_template(2)
+        pair = registration._Pair.of(template.voxels, template.affine, template.mask)
+        check, made = _after(3, CancelledError)
+        with pytest.raises(CancelledError):
+            registration._further_starts(pair, check)
+        assert len(made) == 3
+
+
 class TestRegistration:
     def test_a_known_affine_is_recovered(self) -> None:
         template = load_template(2)
@@ -80,7 +182,7 @@ class TestRegistration:
         places = corners(tuple(box[1] - box[0] + 1), template.affine) + template.affine[:3, :3] @ box[0]
         error = [np.linalg.norm((found.world - known) @ [*place, 1.0]) for place in places]
         assert max(error) < 4.0
-        assert found.similarity > 0.3
+        assert found.quality.similarity > 0.3 and found.quality.overlap > 0.9 and not found.quality.mirrored
 
     def test_noise_is_refused(self) -> None:
         rng = np.random.default_rng(0)
@@ -221,6 +323,39 @@ class TestIntensity:
         assert np.isfinite(flat).all()
 
 
+class TestMasksThereAndBack:
+    """A mask on the scan's grid keeps its shape through model space, which has voxels of 2 mm."""
+
+    GRIDS = {
+        "fine": ((150, 180, 150), np.eye(3), (1.0, 1.0, 1.0)),
+        "left-handed, thick slices": ((180, 216, 30), np.diag([-1.0, 1.0, 1.0]), (0.9, 0.9, 5.5)),
+        "oblique": ((110, 130, 60), rotation((20.0, -30.0, 12.0)), (1.4, 1.4, 2.5)),
+        "oblique sagittal": ((72, 90, 90), rotation((14.0, -9.0, 11.0))[:, [1, 2, 0]] * [1, -1, 1], (3.0, 2.0, 2.0)),
+    }
+
+    @pytest.mark.parametrize("name", sorted(GRIDS))
+    @pytest.mark.parametrize("kind", ["ball", "two lobes", "plate"])
+    def test_dice(self, name: str, kind: str) -> None:
+        shape, axes, voxel_mm = self.GRIDS[name]
+        world, middle = tilted((12.0, -5.0, 8.0)), np.array([18.0, -20.0, 25.0])
+        world[:3, :3] = world[:3, :3] @ np.diag([0.85, 0.88, 0.92])
+        place = (world @ [*middle, 1.0])[:3]
+        affine = affine_of(shape, axes, voxel_mm, place)
+        scan = Scan(np.zeros(shape, np.float32), affine)
+        lesion = ball(shape, affine, place, 6.5)
+        if kind == "two lobes":
+            lesion |= ball(shape, affine, place + [7.0, 4.0, -5.0], 6.5)
+        if kind == "plate":  # 15 mm across, 9 mm thick
+            lesion = ball(shape, affine, place, 15.0) & ball(shape, affine, place + [0.0, 0.0, 40.0], 44.5)
+            lesion &= ball(shape, affine, place - [0.0, 0.0, 40.0], 44.5)
+        assert lesion.sum() * scan.voxel_ml >= 1.0
+        recipe, everywhere = Recipe(), np.ones(shape, dtype=bool)
+        inside = np.ones(recipe.shape, dtype=bool)
+        prepared = Prepared(np.zeros(recipe.shape, np.float32), inside, recipe.affine, everywhere, world, [], [])
+        back = prepared.to_native(prepared.to_model(lesion.astype(np.float32), scan), scan) > 0.5
+        assert dice(lesion, back) >= 0.9
+
+
 class TestPrepare:
     def test_steps_are_recorded_in_order(self, coarse: Sample) -> None:
         scan, _, mask = coarse
@@ -259,7 +394,7 @@ class TestPrepare:
         scan, _, mask = coarse
         away = np.eye(4)
         away[:3, 3] = (300, 0, 0)
-        monkeypatch.setattr(recipe, "register", lambda *_, **__: Registration(away, 1.0))
+        monkeypatch.setattr(recipe, "register_brain", lambda *_, **__: Registration(away, GOOD))
         monkeypatch.setattr(recipe, "correct_bias_field", lambda voxels, *_, **__: voxels)
         with pytest.raises(InputError) as refusal:
             prepare(scan, brain_mask=mask)

@@ -21,7 +21,7 @@ from UADBenchLib.geometry import canonical, resample
 from UADBenchLib.preprocessing.bias_field import correct_bias_field
 from UADBenchLib.preprocessing.brain_extraction import find_brain
 from UADBenchLib.preprocessing.intensity import normalise
-from UADBenchLib.preprocessing.registration import TEMPLATE, centre_start, register
+from UADBenchLib.preprocessing.registration import TEMPLATE, register_brain
 from UADBenchLib.scan import Check, Progress, Scan
 
 
@@ -201,8 +201,14 @@ def prepare(
     )
     log.leave(method="N4", grid_mm=recipe.bias_field_mm, iterations=list(recipe.bias_field_iterations))
     log.enter("registration")
-    found = register(corrected, affine, centre_start(affine, brain.mask), mask=brain.mask, check=log.tick)
-    log.leave(template=recipe.template, world=found.world.tolist(), mutual_information=round(found.similarity, 4))
+    found = register_brain(corrected, affine, brain.mask, check=log.tick)
+    log.leave(
+        template=recipe.template,
+        world=found.world.tolist(),
+        start=found.start,
+        retries=found.retries,
+        **found.quality.record(),
+    )
     log.enter("resampling")
     prepared = _resampled(corrected, brain.mask, affine, recipe, found.world, log.tick)
     covered = prepared[1].sum() * recipe.voxel_mm**3 * abs(np.linalg.det(found.world[:3, :3])) / 1000.0

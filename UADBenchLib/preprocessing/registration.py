@@ -8,24 +8,43 @@ lesions away.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from UADBenchLib.errors import InputError
-from UADBenchLib.geometry import resample, to_sitk
+from UADBenchLib.geometry import from_sitk, resample, to_sitk
 from UADBenchLib.preprocessing.stopping import stoppable
 from UADBenchLib.scan import no_check
 
 TEMPLATE = "MNI152NLin2009aSym"
-MINIMUM_SIMILARITY = 0.12
-"""Mattes mutual information (nats) below which a registration is refused: registered brains reach 0.3 to 0.9, misplaced
-ones stay under 0.1."""
 
+RELIABLE_SIMILARITY, MINIMUM_SIMILARITY = 0.37, 0.2
+"""Mattes mutual information (nats) inside the template's brain: below the first other starts are tried, below the
+second a registration is refused. Well registered T1w brains reach 0.45 to 0.65, T2w and FLAIR 0.39 to 0.5, noise and
+thick slices take some of it; brains that are 10 mm off or more keep to 0.34, brains upside down or back to front to
+0.22."""
+
+RELIABLE_OVERLAP, MINIMUM_OVERLAP = 0.91, 0.85
+"""The same for Dice of the scan's brain mask with the template's: 0.94 to 0.98 when well registered, 0.81 to 0.92 when
+10 mm off or more."""
+
+SCALES = (0.65, 1.25)
+"""Plausible sizes of a brain along any axis, against the template's; adults measure 0.8 to 1.05."""
+
+LARGEST_SHEAR = 0.25
+"""Plausible cosine between carried template axes; brains measure up to 0.1, failed registrations 0.15 to 0.45."""
 
 MARGIN = 24
 """Voxels of about 2 mm that are added around a scan before it is registered."""
+
+CLEARLY_BETTER = 0.02
+"""By how much similarity times overlap must grow for another start's registration to be taken."""
+
+MOST_STARTS = 4
+"""Further starts that are followed to the end when the first one gives a poor registration."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +57,77 @@ class Template:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """How well a scan lies on the template.
+
+    Attributes
+    ----------
+    similarity : float
+        Mattes mutual information (nats) inside the template's brain; NaN where nothing overlaps.
+    overlap : float or None
+        Dice of the scan's brain mask with the template's; None without a mask.
+    scales : tuple of float
+        Singular values of the affine, smallest first: size of the scan's brain against the template's.
+    shear : float
+        Largest absolute cosine between two template axes carried into the scan; 0 is none.
+    mirrored : bool
+        Whether the affine swaps left and right; no brain is a mirror image.
+    """
+
+    similarity: float
+    overlap: float | None
+    scales: tuple[float, float, float]
+    shear: float
+    mirrored: bool
+
+    def faults(self, reliable: bool = False) -> list[str]:
+        """What is wrong, as phrases with numbers; empty when there is nothing.
+
+        ``reliable`` asks for the figures of good scans instead of the least that is accepted.
+        """
+        similarity = RELIABLE_SIMILARITY if reliable else MINIMUM_SIMILARITY
+        overlap = RELIABLE_OVERLAP if reliable else MINIMUM_OVERLAP
+        found = []
+        if not self.similarity >= similarity:
+            found.append(f"mutual information {self.similarity:.2f}, at least {similarity:.2f} is expected")
+        if self.overlap is not None and not self.overlap >= overlap:
+            found.append(f"Dice of the brain masks {self.overlap:.2f}, at least {overlap:.2f} is expected")
+        if not SCALES[0] <= self.scales[0] <= self.scales[-1] <= SCALES[1]:
+            found.append(
+                f"the brain would be {self.scales[0]:.2f} to {self.scales[-1]:.2f} times the template's size, "
+                f"{SCALES[0]:.2f} to {SCALES[1]:.2f} is plausible"
+            )
+        if self.shear > LARGEST_SHEAR:
+            found.append(f"shear {self.shear:.2f}, at most {LARGEST_SHEAR:.2f} is plausible")
+        if self.mirrored:
+            found.append("left and right would be swapped")
+        return found
+
+    @property
+    def merit(self) -> tuple[bool, float]:
+        """What registrations are ranked by: acceptable ones first, then similarity times overlap."""
+        product = np.nan_to_num(self.similarity, nan=-1.0) * (1.0 if self.overlap is None else self.overlap)
+        return not self.faults(), float(product)
+
+    def record(self) -> dict[str, Any]:
+        """The figures as they enter the recipe's steps."""
+        return {
+            "mutual_information": round(self.similarity, 4),
+            "overlap": None if self.overlap is None else round(self.overlap, 4),
+            "scales": [round(scale, 4) for scale in self.scales],
+            "shear": round(self.shear, 4),
+        }
+
+
+@dataclass(frozen=True)
 class Registration:
-    """``world`` maps template RAS mm to scan RAS mm; ``similarity`` is the mutual information reached (nats)."""
+    """``world`` maps template RAS mm to scan RAS mm; ``start`` names the first guess it came from, ``retries`` is how
+    many further ones were followed."""
 
     world: np.ndarray
-    similarity: float
+    quality: Quality
+    start: str = "given"
+    retries: int = 0
 
 
 @lru_cache(maxsize=2)
@@ -57,6 +142,47 @@ def load_template(voxel_mm: int = 2) -> Template:
     return Template(voxels, mask.get_fdata(dtype=np.float32) > 0.5, np.asarray(image.affine, dtype=np.float64))
 
 
+def register_brain(
+    voxels: np.ndarray, affine: np.ndarray, mask: np.ndarray, *, check: Callable[[], None] | None = None
+) -> Registration:
+    """Register a scan whose brain is known: from its centre, and from other starts while the result is poor.
+
+    The centre start suits every head that lies about upright in its header's frame and is the only one that is
+    followed for them. Otherwise the brain's principal axes and rotations about them are compared with the template as
+    they are, and the best ``MOST_STARTS`` are followed until one gives a reliable registration; else the best of all
+    counts.
+
+    Parameters
+    ----------
+    voxels : numpy.ndarray
+        Shape (I, J, K).
+    affine : numpy.ndarray
+        Voxel index to RAS mm.
+    mask : numpy.ndarray
+        Boolean brain mask of the scan.
+    check : callable, optional
+        Called at every iteration; what it raises ends the registration.
+
+    Raises
+    ------
+    InputError
+        ``REGISTRATION_FAILED`` with the figures of the best attempt, when all are poor.
+    """
+    check = check or no_check
+    pair = _Pair.of(voxels, affine, mask)
+    check()
+    best = _attempt(pair, "centre", centre_start(affine, mask), check)
+    if not best.quality.faults(reliable=True):
+        return best
+    for retries, (name, start) in enumerate(_further_starts(pair, check), start=1):
+        attempt = _attempt(pair, name, start, check)
+        clearly = (attempt.quality.merit[0], attempt.quality.merit[1] - CLEARLY_BETTER) > best.quality.merit
+        best = replace(attempt if clearly else best, retries=retries)
+        if not best.quality.faults(reliable=True):
+            break
+    return _accepted(best)
+
+
 def register(
     voxels: np.ndarray,
     affine: np.ndarray,
@@ -65,7 +191,8 @@ def register(
     mask: np.ndarray | None = None,
     check: Callable[[], None] | None = None,
 ) -> Registration:
-    """Find the affine that carries the template onto a scan: rigid first, then twelve parameters, coarse to fine.
+    """Find the affine that carries the template onto a scan from one first guess: rigid first, then twelve parameters,
+    coarse to fine.
 
     Parameters
     ----------
@@ -84,44 +211,180 @@ def register(
     Raises
     ------
     InputError
-        ``REGISTRATION_FAILED`` when the mutual information stays below ``MINIMUM_SIMILARITY``.
+        ``REGISTRATION_FAILED`` when the result has ``Quality.faults``.
     """
-    import SimpleITK as sitk
-
     check = check or no_check
-    template = load_template(2)
-    check()
-    fixed = to_sitk(template.voxels, template.affine)
-    region = sitk.BinaryDilate(to_sitk(template.mask.astype(np.uint8), template.affine), (2, 2, 2))
-    moving = _moving_image(voxels, affine, mask)
-    check()
-    first = sitk.Euler3DTransform()
-    first.SetCenter(tuple(_lps(template.affine @ [49, 58, 40, 1])[:3]))
-    rigid = _optimise(fixed, region, moving, first, start, shrink=(4,), step_mm=2.0, check=check)
-    affine_start = sitk.AffineTransform(3)
-    affine_start.SetCenter(first.GetCenter())
-    affine_start.SetMatrix(rigid.GetMatrix())
-    affine_start.SetTranslation(rigid.GetTranslation())
-    final = _optimise(fixed, region, moving, affine_start, start, shrink=(4, 2), step_mm=0.5, check=check)
-    check()
-    world = start @ _matrix_ras(final)
-    similarity = -_metric(fixed, region, _shifted(moving, start), final)
-    if not np.isfinite(similarity) or similarity < MINIMUM_SIMILARITY:
+    return _accepted(_attempt(_Pair.of(voxels, affine, mask), "given", start, check))
+
+
+def _accepted(found: Registration) -> Registration:
+    """Return a good registration; refuse a poor one with its figures."""
+    faults = found.quality.faults()
+    if faults:
+        tried = f" after {found.retries} further starts" if found.retries else ""
         raise InputError(
             "REGISTRATION_FAILED",
-            f"the scan could not be aligned with the MNI152 template (mutual information {similarity:.2f}, "
-            f"at least {MINIMUM_SIMILARITY:.2f} is needed)",
+            f"the scan could not be aligned with the MNI152 template{tried} ({'; '.join(faults)})",
             "check the orientation in the header and that this is a brain, or give a brain mask with --brain-mask",
         )
-    return Registration(world, float(similarity))
+    return found
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Template and scan as SimpleITK images, and the scan's mask, if there is one, with its affine."""
+
+    fixed: Any
+    region: Any
+    moving: Any
+    mask: np.ndarray | None
+    affine: np.ndarray
+
+    @classmethod
+    def of(cls, voxels: np.ndarray, affine: np.ndarray, mask: np.ndarray | None) -> _Pair:
+        import SimpleITK as sitk
+
+        template = load_template(2)
+        region = sitk.BinaryDilate(to_sitk(template.mask.astype(np.uint8), template.affine), (2, 2, 2))
+        fixed = to_sitk(template.voxels, template.affine)
+        return cls(fixed, region, _moving_image(voxels, affine, mask), mask, affine)
+
+
+def _attempt(pair: _Pair, name: str, start: np.ndarray, check: Callable[[], None]) -> Registration:
+    """One registration from one first guess, with its quality, whatever that is."""
+    import SimpleITK as sitk
+
+    first = sitk.Euler3DTransform()
+    first.SetCenter(tuple(_lps(load_template(2).affine @ [49, 58, 40, 1])[:3]))
+    try:
+        rigid = _optimise(pair, first, start, shrink=(4,), step_mm=2.0, check=check)
+        affine_start = sitk.AffineTransform(3)
+        affine_start.SetCenter(first.GetCenter())
+        affine_start.SetMatrix(rigid.GetMatrix())
+        affine_start.SetTranslation(rigid.GetTranslation())
+        final = _optimise(pair, affine_start, start, shrink=(4, 2), step_mm=0.5, check=check)
+    except RuntimeError:  # the images do not overlap, now or on the way
+        return Registration(start, _quality(pair, start, float("nan")), name)
+    check()
+    world = start @ _matrix_ras(final)
+    return Registration(world, _quality(pair, world, _similarity(pair, start, final)), name)
+
+
+def _quality(pair: _Pair, world: np.ndarray, similarity: float) -> Quality:
+    template = load_template(2)
+    overlap = None
+    if pair.mask is not None:
+        shape = template.mask.shape
+        carried = resample(
+            pair.mask.astype(np.float32), pair.affine, shape, template.affine, order=1, world=world, antialias=True
+        )
+        both = int(np.count_nonzero((carried > 0.5) & template.mask))
+        # Brain beyond the template's grid counts as brain that misses it.
+        scale = abs(np.linalg.det(pair.affine[:3, :3])) / abs(np.linalg.det(world[:3, :3] @ template.affine[:3, :3]))
+        overlap = float(2 * both / (np.count_nonzero(pair.mask) * scale + np.count_nonzero(template.mask)))
+    axes = world[:3, :3] / np.linalg.norm(world[:3, :3], axis=0)
+    smallest, middle, largest = sorted(np.linalg.svd(world[:3, :3], compute_uv=False).tolist())
+    return Quality(
+        similarity,
+        overlap,
+        (smallest, middle, largest),
+        float(np.abs(axes.T @ axes - np.eye(3)).max()),
+        bool(np.linalg.det(world[:3, :3]) < 0),
+    )
+
+
+def _further_starts(pair: _Pair, check: Callable[[], None]) -> list[tuple[str, np.ndarray]]:
+    """The ``MOST_STARTS`` most promising of many first guesses, best first, each unlike those before it.
+
+    Tried are rotations about the template's axes, of the brain's own principal axes and of its header's, the latter in
+    all right-angled ways in which a header can be wrong. All carry centre to centre and volume to volume.
+    """
+    from scipy.spatial.transform import Rotation
+
+    mask, template = pair.mask, load_template(2)
+    size = np.cbrt(mask.sum() * abs(np.linalg.det(pair.affine[:3, :3])) / (template.mask.sum() * 8.0))
+    bases = {"moments": _principal_rotation(mask, pair.affine), "axes": np.eye(3)}
+    turns = [np.zeros(3), *(sign * angle * axis for axis in np.eye(3) for angle in (20, 40) for sign in (-1, 1))]
+    candidates = []
+    for base, rotation in bases.items():
+        for right_angled in Rotation.create_group("O").as_matrix():
+            for turn in turns:
+                matrix = rotation @ right_angled @ Rotation.from_rotvec(turn, degrees=True).as_matrix()
+                candidates.append((base, matrix))
+    look, centre = _Glance(pair), _centre(mask, pair.affine)
+    scored = []
+    for base, matrix in candidates:
+        check()
+        start = np.eye(4)
+        start[:3, :3] = size * matrix
+        start[:3, 3] = centre - start[:3, :3] @ _template_centre()
+        scored.append((look.similarity(start), base, matrix, start))
+    scored.sort(key=lambda one: -one[0])
+    chosen: list[tuple[str, np.ndarray, np.ndarray]] = []
+    for _, base, matrix, start in scored:
+        angles = [Rotation.from_matrix(matrix.T @ other).magnitude() for _, other, _ in chosen]
+        if len(chosen) < MOST_STARTS and all(np.degrees(angle) > 25 for angle in angles):
+            angle = np.degrees(Rotation.from_matrix(matrix).magnitude())
+            chosen.append((f"{base}, turned by {angle:.0f} degrees", matrix, start))
+    return [(name, start) for name, _, start in chosen]
+
+
+class _Glance:
+    """Mutual information (nats) on a coarse grid, a thousand times faster than the metric that is optimised."""
+
+    STEP, BINS = 4, 24
+
+    def __init__(self, pair: _Pair) -> None:
+        from scipy.ndimage import gaussian_filter
+
+        template = load_template(2)
+        # Every fourth voxel along each axis, and both smoothed to that.
+        smooth = gaussian_filter(template.voxels, self.STEP / 2)[:: self.STEP, :: self.STEP, :: self.STEP]
+        index = np.argwhere(smooth > 0.1)
+        self.places = index * self.STEP @ template.affine[:3, :3].T + template.affine[:3, 3]
+        self.fixed = (smooth[tuple(index.T)] * self.BINS).clip(0, self.BINS - 1).astype(int)
+        moving, affine = from_sitk(pair.moving)
+        self.moving, self.inverse = gaussian_filter(moving, self.STEP / 2), np.linalg.inv(affine)
+
+    def similarity(self, start: np.ndarray) -> float:
+        """Of the scan seen through ``start``, template RAS mm to scan RAS mm."""
+        from scipy.ndimage import map_coordinates
+        from sklearn.metrics import mutual_info_score
+
+        bridge = self.inverse @ start
+        index = bridge[:3, :3] @ self.places.T + bridge[:3, 3:]
+        values = (map_coordinates(self.moving, index, order=1) * self.BINS).clip(0, self.BINS - 1).astype(int)
+        return float(mutual_info_score(self.fixed, values))
+
+
+def _principal_rotation(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The smallest rotation (3, 3) that takes the principal axes of the template's brain to those of a mask."""
+    from scipy.spatial.transform import Rotation
+
+    template = load_template(2)
+    own, other = _principal_axes(template.mask, template.affine), _principal_axes(mask, affine)
+    signs = [np.diag([a, b, a * b]) for a in (-1, 1) for b in (-1, 1)]
+    return min((other @ sign @ own.T for sign in signs), key=lambda m: Rotation.from_matrix(m).magnitude())
+
+
+def _principal_axes(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Right-handed principal axes (3, 3) of a mask in RAS, as columns, shortest first."""
+    places = np.argwhere(mask) @ affine[:3, :3].T
+    _, axes = np.linalg.eigh(np.cov(places.T))
+    return axes * np.array([1.0, 1.0, np.linalg.det(axes)])
 
 
 def centre_start(points_affine: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """First guess for a brain mask: a translation from the template's centre of mass to the mask's."""
-    template = load_template(2)
     start = np.eye(4)
-    start[:3, 3] = _centre(mask, points_affine) - _centre(template.mask, template.affine)
+    start[:3, 3] = _centre(mask, points_affine) - _template_centre()
     return start
+
+
+@lru_cache(maxsize=1)
+def _template_centre() -> np.ndarray:
+    template = load_template(2)
+    return _centre(template.mask, template.affine)
 
 
 def _centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -148,12 +411,14 @@ def _moving_image(voxels: np.ndarray, affine: np.ndarray, mask: np.ndarray | Non
     return to_sitk(scaled.astype(np.float32), coarse)
 
 
-def _optimise(fixed, region, moving, transform, start, *, shrink, step_mm, check):
+def _optimise(pair: _Pair, transform, start: np.ndarray, *, shrink, step_mm, check):
+    """Optimise ``transform``, which starts at identity after ``start``; RuntimeError where the images do not
+    overlap."""
     import SimpleITK as sitk
 
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
-    method.SetMetricFixedMask(region)
+    method.SetMetricFixedMask(pair.region)
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentagePerLevel([0.5 if factor >= 4 else 0.2 for factor in shrink], 1)
     method.SetInterpolator(sitk.sitkLinear)
@@ -165,28 +430,22 @@ def _optimise(fixed, region, moving, transform, start, *, shrink, step_mm, check
     method.SetSmoothingSigmasPerLevel([factor / 2.0 for factor in shrink])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInitialTransform(transform, inPlace=True)
-    try:
-        with stoppable(method, check):
-            method.Execute(fixed, _shifted(moving, start))
-    except RuntimeError as error:
-        raise InputError(
-            "REGISTRATION_FAILED",
-            "the scan and the MNI152 template do not overlap",
-            "check the orientation and origin in the header",
-        ) from error
+    with stoppable(method, check):
+        method.Execute(pair.fixed, _shifted(pair.moving, start))
     return transform
 
 
-def _metric(fixed, region, moving, transform) -> float:
+def _similarity(pair: _Pair, start: np.ndarray, transform) -> float:
+    """Mutual information (nats) of template and scan, NaN without overlap."""
     import SimpleITK as sitk
 
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
-    method.SetMetricFixedMask(region)
+    method.SetMetricFixedMask(pair.region)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetInitialTransform(transform)
     try:
-        return method.MetricEvaluate(fixed, moving)
+        return -float(method.MetricEvaluate(pair.fixed, _shifted(pair.moving, start)))
     except RuntimeError:
         return float("nan")
 
