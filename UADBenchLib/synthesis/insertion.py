@@ -196,8 +196,13 @@ def _border_field(tissue: TissueMaps, focus: Focus, radius: float) -> np.ndarray
 
 def _start_of(tissue: TissueMaps, focus: Focus, free: np.ndarray, count: int) -> np.ndarray:
     """The voxels that a focus starts from: a straight line through the free voxel nearest to its centre."""
+    from scipy.ndimage import label
+
     start = np.zeros(free.shape, dtype=bool)
-    candidates = np.argwhere(free)
+    pieces, _ = label(free)
+    # A speck of tissue may be the nearest, and hold nothing: look among the pieces that have room.
+    roomy = np.bincount(pieces.ravel())[pieces] >= count
+    candidates = np.argwhere(free & roomy) if (free & roomy).any() else np.argwhere(free)
     if not len(candidates):
         raise InputError("LESION_NO_ROOM", "a lesion would start where no brain tissue is", "choose another place")
     away = (candidates - _index(tissue.affine, focus.centre)) * tissue.voxel_mm
