@@ -78,13 +78,17 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/reports/staging.py
   UADBenchLib/scan.py
   UADBenchLib/synthesis/__init__.py
+  UADBenchLib/synthesis/anatomy.py
+  UADBenchLib/synthesis/contrasts.py
   UADBenchLib/synthesis/growth.py
+  UADBenchLib/synthesis/heads.py
   UADBenchLib/synthesis/insertion.py
   UADBenchLib/synthesis/lesions.py
   UADBenchLib/synthesis/places.py
   UADBenchLib/synthesis/sample.py
   UADBenchLib/synthesis/tissue.py
   UADBenchLib/training/__init__.py
+  UADBenchLib/training/checkpoint.py
   UADBenchLib/training/slices.py
   UADBenchLib/training/trainer.py
   UADBenchLib/writing.py

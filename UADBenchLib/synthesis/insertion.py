@@ -135,7 +135,7 @@ def _grow_body(tissue: TissueMaps, lesion: Lesion) -> np.ndarray:
     """Grow all foci, one after the other; each adds its own volume to what is there."""
     body = np.zeros(tissue.brain.shape, dtype=bool)
     white, grey = lesion.tissue_speed
-    speed = (white * tissue.white + grey * tissue.grey) * _solid(tissue)
+    speed = (white * tissue.white + grey * tissue.grey) * _connected(_solid(tissue))
     if lesion.place:
         speed *= np.maximum(place_map(tissue, lesion.place, lesion.territory), 1e-3) ** lesion.attraction
     for focus in lesion.foci:
@@ -154,6 +154,15 @@ def _grow_body(tissue: TissueMaps, lesion: Lesion) -> np.ndarray:
 def _solid(tissue: TissueMaps) -> np.ndarray:
     """Where lesions may lie: brain that is tissue rather than fluid."""
     return tissue.brain & (tissue.csf < 0.5)
+
+
+def _connected(solid: np.ndarray) -> np.ndarray:
+    """Without islands in the fluid, from which nothing could spread: parts of at least a twentieth of the whole."""
+    from scipy.ndimage import label
+
+    parts, _ = label(solid)
+    sizes = np.bincount(parts.ravel())
+    return (sizes >= 0.05 * max(int(solid.sum()), 1))[parts] & solid
 
 
 def _reach_mm(focus: Focus) -> float:

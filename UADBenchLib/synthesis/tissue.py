@@ -16,10 +16,10 @@ from UADBenchLib.errors import InputError
 from UADBenchLib.geometry import resample
 from UADBenchLib.synthesis.anatomy import Anatomy, brain_mask
 
-_WHITE = ("white matter", "cerebellar white matter", "brain stem", "optic nerve")
-_GREY = ("cortex", "cerebellar cortex", "thalamus", "caudate", "putamen", "pallidum", "limbic")
-_MIXED = "ventral diencephalon"
-"""Half white, half grey."""
+WHITE = ("white matter", "cerebellar white matter", "brain stem")
+GREY = ("cortex", "cerebellar cortex", "thalamus", "caudate", "putamen", "pallidum", "limbic")
+MIXED = ("ventral diencephalon",)
+"""Tissues of ``anatomy`` by what lesions take them for: white, grey, and half of each."""
 
 LEAST_SHARE = 0.02
 """Prior share that every tissue keeps everywhere inside the brain, for anatomy that the template lacks."""
@@ -72,35 +72,29 @@ class TissueMaps:
 
 
 def tissue_from_anatomy(anatomy: Anatomy, to_template: np.ndarray) -> TissueMaps:
-    """Describe the tissue of a head made from a label map.
-
-    What is neither white nor grey matter inside its brain mask counts as fluid, vessels and choroid plexus included.
+    """Describe the tissue of a head made from labels; what is neither white nor grey inside the brain is fluid.
 
     Parameters
     ----------
     anatomy : Anatomy
         The head.
     to_template : numpy.ndarray
-        Shape (4, 4): RAS mm to template RAS mm.
+        Shape (4, 4), RAS mm to template RAS mm: the inverse of ``Registration.world`` of the head as painted.
+
+    Raises
+    ------
+    InputError
+        ``TISSUE_MISSING`` when no voxel is white matter.
     """
     brain = brain_mask(anatomy)
-    mixed = anatomy.of(_MIXED) * np.float32(0.5)
-    white = (anatomy.of(*_WHITE) + mixed) * brain
-    grey = (anatomy.of(*_GREY) + mixed) * brain
-    csf = np.where(brain, 1 - white - grey, 0).astype(np.float32)
-    maps = (white.astype(np.float32), grey.astype(np.float32), csf)
-    return TissueMaps(*maps, _lateral(anatomy, to_template), brain, anatomy.affine, np.asarray(to_template))
-
-
-def _lateral(anatomy: Anatomy, to_template: np.ndarray) -> np.ndarray:
-    """Lateral ventricles: what is left without the third and fourth, which lie at the midline and below."""
-    inside = anatomy.of("ventricle")
-    index = np.argwhere(inside)
-    matrix = to_template @ anatomy.affine
-    x, _, z = (index @ matrix[:3, :3].T + matrix[:3, 3]).T
-    midline = ((np.abs(x) < 4) & (z < 18)) | ((np.abs(x) < 15) & (z < -20))
-    inside[tuple(index[midline].T)] = False
-    return inside
+    mixed = anatomy.of(*MIXED) * np.float32(0.5)
+    white = (anatomy.of(*WHITE) + mixed) * brain
+    grey = (anatomy.of(*GREY) + mixed) * brain
+    if not white.any():
+        raise InputError("TISSUE_MISSING", "no voxel of the head is white matter", "give a map of a whole head")
+    near = _near_ventricles(brain.shape, anatomy.affine, to_template)
+    ventricles = anatomy.of("ventricle", "choroid plexus") & near
+    return TissueMaps(white, grey, (1 - white - grey) * brain, ventricles, brain, anatomy.affine, to_template)
 
 
 @lru_cache(maxsize=2)
@@ -163,7 +157,7 @@ def tissue_from_scan(
             "GRID_MISMATCH", f"scan {voxels.shape} and brain mask {brain.shape} differ in shape", "use one grid"
         )
     to_template = np.linalg.inv(world)
-    priors, near_ventricles = _carried_priors(voxels.shape, affine, to_template)
+    priors = _carried_priors(voxels.shape, affine, to_template)
     values, inside = voxels[brain].astype(np.float32), priors[:, brain]
     if inside.sum() < 0.2 * max(values.size, 1):
         raise InputError(
@@ -174,25 +168,27 @@ def tissue_from_scan(
     shares = np.zeros((3, *voxels.shape), dtype=np.float32)
     shares[:, brain] = _fit_mixture(values, inside / inside.sum(axis=0), iterations)
     white, grey, csf = shares
-    ventricles = (csf > 0.5) & near_ventricles
+    ventricles = (csf > 0.5) & _near_ventricles(voxels.shape, affine, to_template)
     return TissueMaps(white, grey, csf, ventricles, brain.astype(bool), np.asarray(affine), to_template)
 
 
-def _carried_priors(
-    shape: tuple[int, ...], affine: np.ndarray, to_template: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The template's blurred shares (3, I, J, K), and where lateral ventricles may lie, on a scan's grid."""
-    from scipy.ndimage import distance_transform_edt, gaussian_filter
+def _carried_priors(shape: tuple[int, ...], affine: np.ndarray, to_template: np.ndarray) -> np.ndarray:
+    """The template's blurred shares (3, I, J, K) on a scan's grid."""
+    from scipy.ndimage import gaussian_filter
 
     template = tissue_of_template(2)
-    carry = {"order": 1, "world": to_template}
-    priors = [
-        resample(gaussian_filter(part, PRIOR_BLUR_MM / 2), template.affine, shape, affine, **carry)
-        for part in (template.white, template.grey, template.csf)
-    ]
-    distance = distance_transform_edt(~template.ventricles, sampling=template.voxel_mm).astype(np.float32)
-    near = resample(np.clip(1 - distance / 16, 0, None), template.affine, shape, affine, **carry) > 0.5
-    return np.stack(priors), near
+    blurred = [gaussian_filter(part, PRIOR_BLUR_MM / 2) for part in (template.white, template.grey, template.csf)]
+    return np.stack([resample(p, template.affine, shape, affine, order=1, world=to_template) for p in blurred])
+
+
+def _near_ventricles(shape: tuple[int, ...], affine: np.ndarray, to_template: np.ndarray) -> np.ndarray:
+    """Where lateral ventricles may lie on a scan's grid: within 8 mm of the template's."""
+    from scipy.ndimage import distance_transform_edt
+
+    template = tissue_of_template(2)
+    distance = distance_transform_edt(~template.ventricles, sampling=template.voxel_mm)
+    near = np.clip(1 - distance / 16, 0, None).astype(np.float32)
+    return resample(near, template.affine, shape, affine, order=1, world=to_template) > 0.5
 
 
 def _fit_mixture(values: np.ndarray, priors: np.ndarray, iterations: int) -> np.ndarray:
