@@ -126,7 +126,7 @@ class TestDeformation:
     def test_age_widens_ventricles_and_sulci(self, head: Anatomy) -> None:
         old = deform(head, replace(STILL, widening_mm=4.0, thinning=1.0))
         assert ml(old, "ventricle") > 1.3 * ml(head, "ventricle")
-        assert ml(old, "cortex") < 0.99 * ml(head, "cortex")
+        assert ml(old, "cortex") < ml(head, "cortex") and ml(old, "csf") > ml(head, "csf")
         assert brain_mask(old).sum() == pytest.approx(brain_mask(head).sum(), rel=0.05)
 
     def test_another_voxel_size(self, head: Anatomy) -> None:
