@@ -32,6 +32,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/cli/models.py
   UADBenchLib/cli/options.py
   UADBenchLib/cli/preprocess.py
+  UADBenchLib/cli/synthesise.py
   UADBenchLib/cli/train.py
   UADBenchLib/cohort.py
   UADBenchLib/corruption/__init__.py
@@ -79,6 +80,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/scan.py
   UADBenchLib/synthesis/__init__.py
   UADBenchLib/synthesis/anatomy.py
+  UADBenchLib/synthesis/cohort.py
   UADBenchLib/synthesis/contrasts.py
   UADBenchLib/synthesis/growth.py
   UADBenchLib/synthesis/heads.py
@@ -88,6 +90,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/synthesis/sample.py
   UADBenchLib/synthesis/tissue.py
   UADBenchLib/training/__init__.py
+  UADBenchLib/training/brain_extraction.py
   UADBenchLib/training/checkpoint.py
   UADBenchLib/training/slices.py
   UADBenchLib/training/trainer.py
@@ -95,6 +98,10 @@ set(UADBench_LIBRARY_SCRIPTS
   )
 
 set(UADBench_LIBRARY_RESOURCES
+  Resources/BrainExtraction/LICENSE
+  Resources/BrainExtraction/configs/metadata.json
+  Resources/BrainExtraction/docs/README.md
+  Resources/BrainExtraction/models/model.safetensors
   Resources/Models/denoising-autoencoder-t1w-compact/LICENSE
   Resources/Models/denoising-autoencoder-t1w-compact/configs/inference.json
   Resources/Models/denoising-autoencoder-t1w-compact/configs/metadata.json

@@ -14,7 +14,7 @@ from UADBenchLib.preprocessing.registration import load_template
 from UADBenchLib.synthesis.tissue import tissue_of_template
 from UADBenchLib.writing import write_volume
 
-_SHELLS = ((515, 3.0), (516, 5.5), (515, 7.5), (507, 9.5), (511, 15.0), (0, 18.0))
+_SHELLS = ((515, 1.5), (516, 4.0), (515, 6.5), (507, 9.0), (511, 14.0), (0, 17.0))
 """Labels by distance from the brain in mm: where each begins; CSF lies before the first."""
 
 SIZE = 0.92

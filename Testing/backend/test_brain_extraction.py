@@ -1,0 +1,187 @@
+"""Brain extraction: the shipped network on heads of every contrast and posture, its safeguards, and its training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import affine_of, dice, rotation, write_cohort
+from phantom import phantom_labels, write_phantom
+
+from UADBenchLib.errors import CancelledError, InputError
+from UADBenchLib.geometry import canonical, resample
+from UADBenchLib.preprocessing import brain_extraction
+from UADBenchLib.preprocessing.brain_extraction import STEP, WORK_MM, brain_probability, find_brain, to_work_grid
+from UADBenchLib.preprocessing.recipe import _as_scan
+from UADBenchLib.scan import CONTRASTS
+from UADBenchLib.synthesis.anatomy import Anatomy, brain_mask, read_anatomy
+from UADBenchLib.synthesis.contrasts import draw_look
+from UADBenchLib.synthesis.heads import Acquisition, render
+from UADBenchLib.training import brain_extraction as training
+from UADBenchLib.writing import write_volume
+
+PLAIN = Acquisition(voxel_mm=(3.0, 3.0, 3.0), noise=0.03, bias=0.1, cut_mm=500.0)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Anatomy:
+    return read_anatomy(write_phantom(tmp_path_factory.mktemp("maps") / "head_dseg.nii.gz"))
+
+
+def scanned(head: Anatomy, contrast: str = "T1w") -> np.ndarray:
+    return render(head, draw_look(contrast, np.random.default_rng(2)), PLAIN)[0]
+
+
+class TestNetwork:
+    @pytest.mark.parametrize("contrast", CONTRASTS)
+    def test_every_contrast(self, head: Anatomy, contrast: str) -> None:
+        found = find_brain(scanned(head, contrast), head.affine)
+        assert found.source == "network"
+        assert dice(found.mask, brain_mask(head)) > 0.9  # the phantom's skull is thinner than any
+
+    def test_units_do_not_matter(self, head: Anatomy) -> None:
+        voxels = scanned(head)
+        first = find_brain(voxels, head.affine).mask
+        other = find_brain((voxels * 0.01 - 300).astype(np.float32), head.affine).mask
+        assert dice(first, other) > 0.999
+
+    def test_a_tilted_head_on_an_oblique_left_handed_grid(self, head: Anatomy) -> None:
+        axes = rotation((20.0, -12.0, 9.0)) @ np.diag([-1.0, 1.0, 1.0])
+        shape, edges = (90, 92, 46), (2.6, 3.0, 5.0)
+        middle = head.affine @ [*((np.array(head.classes.shape) - 1) / 2), 1.0]
+        affine = affine_of(shape, axes, edges, middle[:3])
+        voxels = resample(scanned(head), head.affine, shape, affine, order=1, antialias=True)
+        truth = resample(brain_mask(head).astype(np.float32), head.affine, shape, affine, order=1) > 0.5
+        upright, canonical_affine = canonical(voxels, affine)
+        found = _as_scan(find_brain(upright, canonical_affine).mask, affine)
+        assert dice(found, truth) > 0.8
+
+    def test_one_piece_without_holes(self, head: Anatomy) -> None:
+        from scipy.ndimage import binary_fill_holes, label
+
+        mask = find_brain(scanned(head), head.affine).mask
+        assert label(mask)[1] == 1
+        np.testing.assert_array_equal(binary_fill_holes(mask), mask)
+
+    def test_no_head_at_all(self) -> None:
+        noise = np.abs(np.random.default_rng(0).normal(0, 20, (60, 60, 60))).astype(np.float32)
+        with pytest.raises(InputError) as refusal:
+            find_brain(noise, np.diag([3.0, 3.0, 3.0, 1.0]))
+        assert refusal.value.code == "BRAIN_MASK_FAILED"
+
+    def test_it_stops_when_asked_to(self, head: Anatomy) -> None:
+        calls = []
+
+        def check() -> None:
+            calls.append(1)
+            if len(calls) == 5:
+                raise CancelledError
+
+        with pytest.raises(CancelledError):
+            find_brain(scanned(head), head.affine, check=check)
+        assert len(calls) == 5
+        assert find_brain(scanned(head), head.affine).mask.any(), "and leaves the network as it was"
+
+    def test_the_work_grid(self, head: Anatomy) -> None:
+        voxels = scanned(head)
+        work, grid = to_work_grid(voxels, head.affine)
+        assert work.dtype == np.float32 and 0 <= work.min() and work.max() == 1
+        assert all(side % STEP == 0 for side in work.shape)
+        np.testing.assert_allclose(np.linalg.norm(grid[:3, :3], axis=0), WORK_MM)
+        back = resample(work, grid, voxels.shape, head.affine, order=1)
+        assert np.corrcoef(back.ravel(), voxels.ravel())[0, 1] > 0.97
+
+    def test_probabilities(self, head: Anatomy) -> None:
+        probability, _ = brain_probability(scanned(head), head.affine)
+        assert probability.dtype == np.float32 and 0 <= probability.min() and probability.max() <= 1
+
+
+class TestWeights:
+    @pytest.fixture
+    def copy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        folder = tmp_path / "BrainExtraction"
+        shutil.copytree(brain_extraction.network_folder(), folder)
+        monkeypatch.setattr(brain_extraction, "network_folder", lambda: folder)
+        brain_extraction._network.cache_clear()
+        yield folder
+        brain_extraction._network.cache_clear()
+
+    def test_they_are_small_enough_to_ship(self) -> None:
+        files = [path for path in brain_extraction.network_folder().rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) <= 4 * 1024**2
+
+    def test_the_card_says_what_the_metadata_say(self) -> None:
+        folder = brain_extraction.network_folder()
+        metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        assert (folder / "docs" / "README.md").read_text(encoding="utf-8") == training._card(metadata)
+
+    @pytest.mark.parametrize("damage", ["weights", "metadata", "missing"])
+    def test_damage_is_named(self, copy: Path, damage: str, head: Anatomy) -> None:
+        if damage == "weights":
+            file = copy / "models" / "model.safetensors"
+            file.write_bytes(file.read_bytes()[:-4] + b"\x00\x01\x02\x03")
+        elif damage == "metadata":
+            (copy / "configs" / "metadata.json").write_text("{}", encoding="utf-8")
+        else:
+            shutil.rmtree(copy / "models")
+        with pytest.raises(InputError) as refusal:
+            find_brain(scanned(head), head.affine)
+        assert refusal.value.code == "BRAIN_EXTRACTION_DAMAGED"
+
+
+class TestTraining:
+    small = replace(training.Recipe(), widths=(8, 8, 8, 8), steps=3, real=0.5)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def material(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("material")
+        for number in range(training.HELD_OUT + 1):
+            write_phantom(folder / "maps" / f"head{number}_dseg.nii.gz", voxel_mm=5.0)
+        labels, affine = phantom_labels(5.0)
+        head = read_anatomy(folder / "maps" / "head0_dseg.nii.gz")
+        voxels, _ = render(head, draw_look("T1w", np.random.default_rng(0)), replace(PLAIN, voxel_mm=(5.0, 5.0, 5.0)))
+        write_volume(folder / "real_T1w.nii.gz", voxels, affine)
+        write_volume(folder / "real_mask.nii.gz", brain_mask(head), affine)
+        row = {"scan": "real_T1w.nii.gz", "contrast": "T1w", "label": "healthy", "subject": "a"}
+        write_cohort(folder / "cohort.csv", [{**row, "brain_mask": "real_mask.nii.gz", "split": "train"}])
+        return folder
+
+    def run(self, material: Path, out: Path, **changes: object) -> dict:
+        recipe = replace(self.small, **changes)
+        torch.manual_seed(99)
+        return training.train(material / "maps", material / "cohort.csv", material, out, recipe=recipe, workers=0)
+
+    def test_it_writes_what_is_read_again(self, material: Path, tmp_path: Path, monkeypatch, head: Anatomy) -> None:
+        metadata = self.run(material, tmp_path / "network")
+        assert metadata["trained_on"]["label_maps"] == ["head0_dseg.nii.gz"]
+        assert metadata["trained_on"]["scans"] == ["a"]
+        monkeypatch.setattr(brain_extraction, "network_folder", lambda: tmp_path / "network")
+        brain_extraction._network.cache_clear()
+        try:
+            assert brain_probability(scanned(head), head.affine)[0].shape
+        finally:
+            brain_extraction._network.cache_clear()
+
+    def test_the_same_seed_gives_the_same_weights(self, material: Path, tmp_path: Path) -> None:
+        assert self.run(material, tmp_path / "a")["sha256"] == self.run(material, tmp_path / "b")["sha256"]
+
+    def test_heads_come_in_one_order_from_any_number_of_processes(self, material: Path) -> None:
+        anatomies = [read_anatomy(material / "maps" / "head0_dseg.nii.gz")]
+
+        def first(workers: int) -> list[float]:
+            stream = training.HeadStream(anatomies, [], self.small, seed=1, start=0)
+            loader = iter(torch.utils.data.DataLoader(stream, batch_size=1, num_workers=workers))
+            return [float(next(loader)[0].sum()) for _ in range(3)]
+
+        assert first(0) == first(2)
+
+    def test_a_perfect_answer_has_the_least_loss(self) -> None:
+        target = (torch.rand(1, 1, 8, 8, 8) > 0.5).float()
+        good, bad = training.loss_of(20 * (target - 0.5), target), training.loss_of(20 * (0.5 - target), target)
+        assert good < 0.01 < 1 < bad

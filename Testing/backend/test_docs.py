@@ -1,0 +1,68 @@
+"""Commands that the pages of docs/ show: each is run, on a phantom where it wants data."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from phantom import write_phantom
+
+from UADBenchLib.cli.main import main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = REPOSITORY / "docs" / "heads.md"
+LARGE = "--healthy 4 --lesions 4"
+"""What marks the command that makes so much that it is run with the slow tests only."""
+
+
+def blocks(page: Path, language: str = "") -> list[str]:
+    """Fenced blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    return [line for block in blocks(page) for line in block.splitlines() if line.startswith("uadbench ")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the page's commands name: label maps and the plan that the page shows."""
+    write_phantom(tmp_path / "maps" / "head_dseg.nii.gz")
+    (plan,) = blocks(PAGE, "yaml")
+    (tmp_path / "plan.yaml").write_text(plan, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(command: str) -> int:
+    return main(shlex.split(command)[1:])
+
+
+def test_the_page_shows_commands() -> None:
+    assert {shlex.split(command)[1] for command in commands(PAGE)} == {"preprocess", "synthesise"}
+    assert any(LARGE in command for command in commands(PAGE))
+
+
+def test_heads(folder: Path) -> None:
+    shown = commands(PAGE)
+    for command in (c for c in shown if "synthesise" in c and LARGE not in c):
+        assert run(command) == 0
+    shutil.copy(folder / "planned" / "sub-001" / "anat" / "sub-001_T1w.nii.gz", folder / "head_T1w.nii.gz")
+    for command in (c for c in shown if "preprocess" in c):
+        assert run(command) == 0
+    assert list((folder / "prepared").glob("head_T1w*"))
+
+
+@pytest.mark.slow
+def test_a_whole_cohort(folder: Path) -> None:
+    for command in (c for c in commands(PAGE) if LARGE in c):
+        assert run(command) == 0
+    assert len(list((folder / "cohort").glob("sub-*"))) == 8
+
+
+def test_figures_and_links_are_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", PAGE.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (PAGE.parent / target).exists(), target
