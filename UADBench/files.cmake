@@ -32,6 +32,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/cli/models.py
   UADBenchLib/cli/options.py
   UADBenchLib/cli/preprocess.py
+  UADBenchLib/cli/synthesise.py
   UADBenchLib/cli/train.py
   UADBenchLib/cohort.py
   UADBenchLib/corruption/__init__.py
@@ -51,10 +52,12 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/inference/calibration.py
   UADBenchLib/inference/detector.py
   UADBenchLib/inference/device.py
+  UADBenchLib/inference/domain.py
   UADBenchLib/inference/findings.py
   UADBenchLib/inference/postprocessing.py
   UADBenchLib/inference/protocol.py
   UADBenchLib/inference/scoring.py
+  UADBenchLib/inference/weights.py
   UADBenchLib/inference/worker.py
   UADBenchLib/methods/__init__.py
   UADBenchLib/methods/base.py
@@ -67,7 +70,9 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/preprocessing/__init__.py
   UADBenchLib/preprocessing/bias_field.py
   UADBenchLib/preprocessing/brain_extraction.py
+  UADBenchLib/preprocessing/contrast.py
   UADBenchLib/preprocessing/intensity.py
+  UADBenchLib/preprocessing/quality.py
   UADBenchLib/preprocessing/recipe.py
   UADBenchLib/preprocessing/registration.py
   UADBenchLib/preprocessing/stopping.py
@@ -78,13 +83,18 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/reports/staging.py
   UADBenchLib/scan.py
   UADBenchLib/synthesis/__init__.py
+  UADBenchLib/synthesis/anatomy.py
+  UADBenchLib/synthesis/cohort.py
+  UADBenchLib/synthesis/contrasts.py
   UADBenchLib/synthesis/growth.py
+  UADBenchLib/synthesis/heads.py
   UADBenchLib/synthesis/insertion.py
   UADBenchLib/synthesis/lesions.py
   UADBenchLib/synthesis/places.py
   UADBenchLib/synthesis/sample.py
   UADBenchLib/synthesis/tissue.py
   UADBenchLib/training/__init__.py
+  UADBenchLib/training/checkpoint.py
   UADBenchLib/training/slices.py
   UADBenchLib/training/trainer.py
   UADBenchLib/writing.py
