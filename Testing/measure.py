@@ -17,9 +17,10 @@ from UADBenchLib.bundles.bundle import load_bundle, save_bundle
 from UADBenchLib.bundles.catalogue import find_model, list_models
 from UADBenchLib.cohort import CohortScan, read_cohort, select
 from UADBenchLib.evaluation.metrics import average_precision
-from UADBenchLib.inference.calibration import RATES, site_weights, unpack_reference
+from UADBenchLib.inference.calibration import RATES, unpack_reference
 from UADBenchLib.inference.detector import detect
 from UADBenchLib.inference.scoring import score_volume
+from UADBenchLib.inference.weights import site_weights
 from UADBenchLib.preprocessing.recipe import Recipe
 from UADBenchLib.reading import read_mask, read_scan
 from UADBenchLib.training.slices import build_store, default_store

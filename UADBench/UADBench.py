@@ -341,7 +341,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if kind == "progress" and mine:
             self._showStage(event["stage"], event["fraction"], event.get("eta_s"))
         elif kind == "warning":
-            self.ui.messageLabel.text = self._sentence(event)
+            self._say(self.ui.messageLabel.text, self._sentence(event))
         elif kind == "result" and event.get("nodes"):
             self._showResult(event)
         elif kind == "cancelled" and mine:
@@ -360,11 +360,29 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if event.get("answers") == "threshold":
             self.showFindings()
             return
-        self._finish(self.ui.messageLabel.text)
+        warnings = self.ui.messageLabel.text
+        self._finish("")
+        self._say(self._scanSentence(event["detections"][0].get("summary") or {}), warnings)
         self._parameterNode.resultMap = nodes.map
         if self._lastResultID != nodes.map.GetID():
             self.onParametersChanged()
         self._showInViews(nodes)
+
+    def _say(self, *sentences):
+        """Show one sentence a line; empty ones are left out."""
+        self.ui.messageLabel.text = "\n".join(sentence for sentence in sentences if sentence)
+
+    @staticmethod
+    def _scanSentence(summary):
+        """Return what was measured of the scan: the contrast, and quality where it could be measured."""
+        contrast, quality = summary.get("contrast") or {}, summary.get("quality") or {}
+        parts = []
+        if contrast:
+            parts.append(_("{used} (the image looks like {found})").format(**contrast))
+        for name, label in (("snr", _("signal to noise")), ("cnr", _("contrast to noise"))):
+            if quality.get(name) is not None:
+                parts.append(f"{label} {quality[name]:.1f}")
+        return ", ".join(parts) + "." if parts else ""
 
     def _finish(self, message):
         """Return the panel to its idle state."""

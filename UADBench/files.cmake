@@ -52,10 +52,12 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/inference/calibration.py
   UADBenchLib/inference/detector.py
   UADBenchLib/inference/device.py
+  UADBenchLib/inference/domain.py
   UADBenchLib/inference/findings.py
   UADBenchLib/inference/postprocessing.py
   UADBenchLib/inference/protocol.py
   UADBenchLib/inference/scoring.py
+  UADBenchLib/inference/weights.py
   UADBenchLib/inference/worker.py
   UADBenchLib/methods/__init__.py
   UADBenchLib/methods/base.py
@@ -68,7 +70,9 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/preprocessing/__init__.py
   UADBenchLib/preprocessing/bias_field.py
   UADBenchLib/preprocessing/brain_extraction.py
+  UADBenchLib/preprocessing/contrast.py
   UADBenchLib/preprocessing/intensity.py
+  UADBenchLib/preprocessing/quality.py
   UADBenchLib/preprocessing/recipe.py
   UADBenchLib/preprocessing/registration.py
   UADBenchLib/preprocessing/stopping.py

@@ -30,9 +30,9 @@ from UADBenchLib.inference.calibration import (
     calibrate,
     fit_reference,
     pack_reference,
-    site_weights,
     unpack_reference,
 )
+from UADBenchLib.inference.weights import site_weights
 from UADBenchLib.preprocessing.recipe import Recipe
 from UADBenchLib.writing import write_volume
 

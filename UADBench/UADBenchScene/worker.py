@@ -137,6 +137,7 @@ class WorkerClient:
         operating_point: str = "fpr-1pct",
         device: str = "auto",
         minimum_ml: float = 0.1,
+        force: bool = False,
         brain_mask: np.ndarray | None = None,
         reference: np.ndarray | None = None,
     ) -> str:
@@ -151,10 +152,10 @@ class WorkerClient:
         models : sequence of str
             Ids of one or more models.
         contrast : str, optional
-            T1w, T2w or FLAIR; None leaves it to the models.
+            T1w, T2w or FLAIR; None leaves it to the image.
         stem : str
             How the result's summary calls the scan. Not the name of a node: that may be a patient's.
-        operating_point, device, minimum_ml
+        operating_point, device, minimum_ml, force
             As in the worker's messages.
         brain_mask, reference : numpy.ndarray, optional
             Masks of the same shape.
@@ -184,6 +185,7 @@ class WorkerClient:
         self._jobs[name] = _Job(name, folder, affine, voxels.shape)
         scan = {"voxels": names.pop("voxels"), "affine": affine.tolist(), "contrast": contrast, "stem": stem}
         options = {"operating_point": operating_point, "device": device, "minimum_ml": float(minimum_ml)}
+        options["force"] = force
         self._send(child, "detect", job=name, folder=str(folder), scan=scan, models=list(models), **options, **names)
         return name
 

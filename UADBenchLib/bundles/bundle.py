@@ -56,6 +56,16 @@ class Calibration(_Strict):
     sites: dict[str, int]
 
 
+class Domain(_Strict):
+    """What healthy validation scans look like; see ``inference.domain``. ``features`` holds centre and spread of each
+    figure, ``limit`` the distance from which a scan counts as unlike them."""
+
+    features: dict[str, tuple[float, float]]
+    limit: float
+    scans: int
+    origin: str
+
+
 class Space(_Strict):
     """Where the model works."""
 
@@ -84,6 +94,7 @@ class Metadata(_Strict):
     steps: int
     seconds_per_scan: float | None = None
     calibration: Calibration | None = None
+    domain: Domain | None = None
     operating_points: dict[str, OperatingPoint] = {}
     metrics: dict[str, Any] = {}
     versions: dict[str, str]

@@ -13,6 +13,7 @@ from UADBenchLib.cli.options import (
     ContrastChoice,
     ContrastOption,
     DeviceOption,
+    ForceOption,
     JsonOption,
     OutOption,
     ScanArgument,
@@ -49,6 +50,7 @@ def detect(
     minimum_ml: Annotated[
         float, typer.Option("--minimum-ml", min=0.0, help="Findings smaller than this are left out.")
     ] = 0.1,
+    force: ForceOption = False,
     save_raw: Annotated[bool, typer.Option("--save-raw", help="Also write the maps before calibration.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -67,16 +69,15 @@ def detect(
         "brain_mask": read_mask(brain_mask, read, "brain mask") if brain_mask else None,
         "reference": read_mask(reference, read, "reference") if reference else None,
     }
-    # An unknown contrast is not settled here: the detector takes T1w and says so in a check.
-    models = list(dict.fromkeys(model or [catalogue.default_model(read.contrast or "T1w")]))
     with progress_bar() as progress:
         detections = detector.detect(
             read,
-            models,
+            model or [],
             **masks,
             operating_point=operating_point,
             device=device,
             minimum_ml=minimum_ml,
+            force=force,
             progress=progress,
         )
     files = write_detection(out, read, detections, masks["reference"], save_raw=save_raw)

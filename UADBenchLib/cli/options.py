@@ -10,7 +10,7 @@ import typer
 
 
 class ContrastChoice(str, Enum):
-    """Values of ``--contrast``; ``auto`` goes by the BIDS suffix of the file name."""
+    """Values of ``--contrast``; ``auto`` goes by the BIDS suffix of the file name, else by the image."""
 
     auto = "auto"
     T1w = "T1w"
@@ -43,11 +43,15 @@ ScanArgument = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.", show_default=False)]
 ContrastOption = Annotated[
-    ContrastChoice, typer.Option("--contrast", help="Contrast of the scan; auto goes by its file name.")
+    ContrastChoice,
+    typer.Option("--contrast", help="Contrast of the scan; auto goes by file name, then image."),
 ]
 BrainMaskOption = Annotated[
     Path | None,
     typer.Option("--brain-mask", metavar="MASK", help="Brain mask to use instead of finding one.", show_default=False),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Go on with a scan that looks like neither T1w, T2w nor FLAIR.")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:N]|mps", help="What to compute on.")]
 DataOption = Annotated[

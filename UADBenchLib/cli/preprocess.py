@@ -13,6 +13,7 @@ from UADBenchLib.cli.options import (
     BrainMaskOption,
     ContrastChoice,
     ContrastOption,
+    ForceOption,
     JsonOption,
     OutOption,
     ScanArgument,
@@ -29,11 +30,13 @@ def preprocess(
     out: OutOption,
     contrast: ContrastOption = ContrastChoice.auto,
     brain_mask: BrainMaskOption = None,
+    force: ForceOption = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what each step did and found.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Prepare a scan as the models see it; write it with its brain mask and the record of every step."""
     check_output(out)
+    from UADBenchLib.preprocessing.contrast import settle_contrast
     from UADBenchLib.preprocessing.recipe import Recipe, prepare
     from UADBenchLib.reading import read_mask, read_scan
     from UADBenchLib.reports.staging import staged
@@ -44,6 +47,7 @@ def preprocess(
     recipe = Recipe()
     with progress_bar() as progress:
         prepared = prepare(read, recipe, brain_mask=mask, progress=progress)
+    prepared.checks.extend(settle_contrast(read.contrast, prepared.contrast, force=force)[1])
     record = _record(read, recipe, prepared)
     with staged(out) as stage:
         write_volume(stage.path(f"{read.stem}_space-model_scan.nii.gz"), prepared.voxels, prepared.affine)

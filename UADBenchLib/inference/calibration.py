@@ -11,9 +11,7 @@ calibrated on themselves.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,9 @@ from UADBenchLib.errors import InputError
 from UADBenchLib.evaluation.metrics import Histogram, mean_dice_curve
 from UADBenchLib.geometry import resample
 from UADBenchLib.inference.device import choose_device
+from UADBenchLib.inference.domain import domain_origin, fit_domain
 from UADBenchLib.inference.scoring import score_volume
+from UADBenchLib.inference.weights import fold_of, site_weights
 from UADBenchLib.methods.base import Method
 from UADBenchLib.preprocessing.recipe import Recipe, prepare
 from UADBenchLib.reading import read_mask, read_scan
@@ -43,7 +43,6 @@ COARSE_MM = 4.0
 FLOOR_QUANTILE = 0.5
 LEVEL_QUANTILE = 0.75
 RATES = {"fpr-1pct": 0.01, "fpr-0.1pct": 0.001}
-FOLDS = 5
 RESAMPLES = 200
 FEWEST_SCANS = 5
 
@@ -112,13 +111,6 @@ def fit_reference(maps: Sequence[RawMap], voxel_mm: float) -> HealthyReference:
     mean = np.where(supported, mean, float(mean[supported].mean()))
     spread = np.where(supported, np.maximum(spread, floor), floor)
     return HealthyReference(mean.astype(np.float32), spread.astype(np.float32), level)
-
-
-def site_weights(sites: Sequence[str]) -> np.ndarray:
-    """Weights (N,) that sum to 1, every site getting the same share."""
-    counts = Counter(sites)
-    weights = np.array([1.0 / counts[site] for site in sites])
-    return weights / weights.sum()
 
 
 def _coarse_grid(recipe: Recipe) -> tuple[tuple[int, int, int], np.ndarray]:
@@ -214,6 +206,7 @@ def calibrate(
     trained.metadata = metadata.model_copy(
         update={
             "calibration": _record(reference, maps),
+            "domain": fit_domain(stored, recipe, domain_origin(stored, healthy)),
             "operating_points": points,
             "seconds_per_scan": round(seconds, 2),
         }
@@ -286,7 +279,7 @@ def _record(reference: HealthyReference, maps: Sequence[RawMap]) -> Calibration:
 
 def _held_out_histograms(maps: Sequence[RawMap], recipe: Recipe) -> list[Histogram]:
     """One histogram of z a scan, each against the reference of the other folds; folds are by subject."""
-    folds = [int(hashlib.sha256(m.subject.encode()).hexdigest(), 16) % FOLDS for m in maps]
+    folds = [fold_of(m.subject) for m in maps]
     histograms: dict[int, Histogram] = {}
     for fold in sorted(set(folds)):
         others = [m for m, f in zip(maps, folds, strict=True) if f != fold]

@@ -19,11 +19,13 @@ from UADBenchLib.errors import InputError
 from UADBenchLib.evaluation.compare import compare
 from UADBenchLib.inference.calibration import HealthyReference, unpack_reference
 from UADBenchLib.inference.device import choose_device
+from UADBenchLib.inference.domain import describe_domain, domain_checks
 from UADBenchLib.inference.findings import Finding, find
 from UADBenchLib.inference.scoring import score_volume
-from UADBenchLib.preprocessing.recipe import Prepared, prepare
+from UADBenchLib.preprocessing.contrast import settle_contrast
+from UADBenchLib.preprocessing.recipe import Prepared, Recipe, prepare
 from UADBenchLib.preprocessing.registration import load_template
-from UADBenchLib.scan import Check, Progress, Scan
+from UADBenchLib.scan import CONTRASTS, Check, Progress, Scan
 
 CONSENSUS = "consensus"
 MINIMUM_ML = 0.1
@@ -61,6 +63,12 @@ class Detection:
         Wall time of every stage.
     checks : list of Check
         What was noticed about the scan and on the way.
+    contrast : dict
+        ``used``, ``stated`` (by user or file name, or None), ``found`` in the image, and what that rests on.
+    quality : dict
+        See ``preprocessing.quality.measure_quality``.
+    domain : dict or None
+        See ``inference.domain.describe_domain``.
     provenance : dict
         JSON-serialisable: model, hashes, versions, device, preparation steps.
     reconstruction : numpy.ndarray or None
@@ -85,6 +93,9 @@ class Detection:
     seconds: dict[str, float]
     checks: list[Check]
     provenance: dict[str, Any]
+    contrast: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+    domain: dict[str, Any] | None = None
     minimum_ml: float = MINIMUM_ML
     reconstruction: np.ndarray | None = None
     reference: np.ndarray | None = field(default=None, repr=False)
@@ -104,6 +115,9 @@ class Detection:
             "findings_ml": round(sum(finding.volume_ml for finding in self.findings), 3),
             "highest_z": round(float(inside.max()), 3) if inside.size else None,
             "metrics": self.metrics,
+            "contrast": self.contrast,
+            "quality": self.quality,
+            "domain": self.domain,
             "checks": [asdict(check) for check in self.checks],
             "seconds": self.seconds,
             "provenance": self.provenance,
@@ -120,6 +134,7 @@ def detect(
     operating_point: str = "fpr-1pct",
     device: str = "auto",
     minimum_ml: float = MINIMUM_ML,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> list[Detection]:
     """Detect anomalies in a scan.
@@ -129,7 +144,8 @@ def detect(
     scan : Scan
         Not changed.
     models : sequence of str
-        Ids of bundles; none takes the default model of the scan's contrast. Several also give their consensus, the mean
+        Ids of bundles; none takes the default model of the scan's contrast, which is read off the image where
+        ``scan`` does not state it. Several also give their consensus, the mean
         of their maps.
     brain_mask, reference : numpy.ndarray, optional
         Boolean, on the scan's grid.
@@ -139,6 +155,8 @@ def detect(
         See ``inference.device.choose_device``.
     minimum_ml : float
         Least volume of a finding.
+    force : bool
+        Go on with a scan of unknown contrast that looks like neither T1w, T2w nor FLAIR.
     progress : callable, optional
         Called with (stage, fraction of all); what it raises (``CancelledError``) ends the work.
 
@@ -148,27 +166,33 @@ def detect(
         For an unknown model, operating point or device, a model of another contrast, an uncalibrated or damaged bundle,
         and whatever preparation refuses.
     """
-    contrast = scan.contrast or "T1w"
-    names = list(dict.fromkeys(models)) or [default_model(contrast)]
     target = choose_device(device)
-    bundles = [_open(name) for name in names]
-    _check_models(bundles, scan, operating_point)
     for name, array in (("brain mask", brain_mask), ("reference", reference)):
         if array is not None and array.shape != scan.shape:
             raise InputError(
                 "GRID_MISMATCH", f"the {name} is {array.shape}, the scan {scan.shape}", "bring it onto the scan's grid"
             )
-    prepared: dict[str, Prepared] = {}
+    names = list(dict.fromkeys(models))
+    if not names and scan.contrast is not None:
+        names = [default_model(scan.contrast)]
+    # Whatever can be refused is refused before the work; only the default model of a scan of unknown contrast is not
+    # known before it.
+    bundles = _open_all(names, scan.contrast, operating_point)
+    start = _part(progress, 0.0, PREPARATION_SHARE)
+    recipe = bundles[0][0].recipe if bundles else Recipe()
+    prepared = {recipe.hash: prepare(scan, recipe, brain_mask=brain_mask, progress=start)}
+    contrast, checks = _settled(scan, prepared[recipe.hash], bundles, force)
+    bundles = bundles or _open_all([default_model(contrast["used"])], contrast["used"], operating_point)
     detections = []
     for number, (bundle, healthy) in enumerate(bundles):
         if bundle.recipe.hash not in prepared:
-            prepared[bundle.recipe.hash] = prepare(
-                scan, bundle.recipe, brain_mask=brain_mask, progress=_part(progress, 0.0, PREPARATION_SHARE)
-            )
+            prepared[bundle.recipe.hash] = prepare(scan, bundle.recipe, brain_mask=brain_mask, progress=start)
         span = (1 - PREPARATION_SHARE) / len(bundles)
         tell = _part(progress, PREPARATION_SHARE + number * span, PREPARATION_SHARE + (number + 1) * span)
-        ready = prepared[bundle.recipe.hash]
-        detections.append(_one(scan, ready, bundle, healthy, reference, operating_point, target, minimum_ml, tell))
+        found = _one(
+            scan, prepared[bundle.recipe.hash], bundle, healthy, reference, operating_point, target, minimum_ml, tell
+        )
+        detections.append(replace(found, contrast=contrast, checks=[*checks, *found.checks]))
     if len(detections) > 1:
         detections.append(_consensus(detections, minimum_ml))
     if progress is not None:
@@ -235,13 +259,17 @@ def _cached(path: str, metadata: str) -> tuple[Bundle, HealthyReference]:
     return bundle, unpack_reference(bundle)
 
 
-def _check_models(bundles: Sequence[tuple[Bundle, HealthyReference]], scan: Scan, operating_point: str) -> None:
+def _open_all(
+    names: Sequence[str], contrast: str | None, operating_point: str
+) -> list[tuple[Bundle, HealthyReference]]:
+    """Open the bundles and refuse what does not fit the scan's contrast, the operating point or the others."""
+    bundles = [_open(name) for name in names]
     for bundle, _ in bundles:
         metadata = bundle.metadata
-        if scan.contrast is not None and metadata.contrast != scan.contrast:
+        if contrast is not None and metadata.contrast != contrast:
             raise InputError(
                 "CONTRAST_MISMATCH",
-                f"{metadata.id} was trained on {metadata.contrast}, the scan is {scan.contrast}",
+                f"{metadata.id} was trained on {metadata.contrast}, the scan is {contrast}",
                 "choose a model of the scan's contrast, or correct it with --contrast",
             )
         if operating_point not in metadata.operating_points:
@@ -254,6 +282,25 @@ def _check_models(bundles: Sequence[tuple[Bundle, HealthyReference]], scan: Scan
         raise InputError(
             "CONTRAST_MISMATCH", "the models were trained on different contrasts", "choose models of one contrast"
         )
+    return bundles
+
+
+def _settled(
+    scan: Scan, prepared: Prepared, bundles: Sequence[tuple[Bundle, HealthyReference]], force: bool
+) -> tuple[dict[str, Any], tuple[Check, ...]]:
+    """The contrast to go by, as a record, and what there is to say about it.
+
+    A model chosen for a scan of unknown contrast states its own, but does not vouch for a scan that is none of the
+    three.
+    """
+    found = prepared.contrast
+    if scan.contrast is None and bundles and found.contrast in CONTRASTS:
+        used, checks = settle_contrast(bundles[0][0].metadata.contrast, found, by="the model chosen")
+    else:
+        used, checks = settle_contrast(scan.contrast, found, force=force)
+        used = bundles[0][0].metadata.contrast if bundles else used
+    record = {"used": used, "stated": scan.contrast, "found": found.contrast}
+    return record | {name: value for name, value in found.record().items() if name != "contrast"}, checks
 
 
 def _one(
@@ -276,6 +323,7 @@ def _one(
     started = time.perf_counter()
     native = np.clip(prepared.to_native(healthy.z(raw, scored), scan), 0, None)
     point = bundle.metadata.operating_points[operating_point]
+    domain = describe_domain(bundle.metadata.domain, prepared, bundle.recipe)
     result = Detection(
         model=bundle.metadata.id,
         map=native,
@@ -289,7 +337,9 @@ def _one(
         findings=[],
         metrics=None,
         seconds=seconds,
-        checks=_checks(scan, prepared, bundle),
+        checks=[*prepared.checks, *domain_checks(domain)],
+        quality=prepared.quality,
+        domain=domain,
         provenance=_provenance(scan, prepared, bundle, device),
         minimum_ml=minimum_ml,
         reference=reference,
@@ -298,20 +348,6 @@ def _one(
     result = _thresholded(result)
     seconds["map and findings"] = round(time.perf_counter() - started, 3)
     return result
-
-
-def _checks(scan: Scan, prepared: Prepared, bundle: Bundle) -> list[Check]:
-    checks = list(prepared.checks)
-    if scan.contrast is None:
-        checks.append(
-            Check(
-                "warning",
-                "CONTRAST_ASSUMED",
-                f"the scan's contrast is not known and was taken for {bundle.metadata.contrast}",
-                "name it with --contrast; on another contrast the map means nothing",
-            )
-        )
-    return checks
 
 
 def _provenance(scan: Scan, prepared: Prepared, bundle: Bundle, device) -> dict[str, Any]:
@@ -371,6 +407,7 @@ def _consensus(detections: Sequence[Detection], minimum_ml: float) -> Detection:
         origin=f"mean of the thresholds of {len(detections)} models; the consensus has no calibration of its own",
         seconds={"mean of the maps": round(time.perf_counter() - started, 3)},
         checks=checks,
+        domain=None,
         provenance={"models": [d.provenance for d in detections], "versions": _versions()},
         minimum_ml=minimum_ml,
         reconstruction=None,

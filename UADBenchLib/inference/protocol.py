@@ -7,7 +7,8 @@ order and every affine maps voxel indices to RAS millimetres.
 Requests
 --------
 ``detect``     job, folder, scan {voxels, affine, contrast, stem}, models, operating_point, device, minimum_ml,
-               brain_mask (file or null), reference (file or null)
+               brain_mask (file or null), reference (file or null), force (true goes on with a scan that looks like
+               neither T1w, T2w nor FLAIR)
 ``threshold``  job, model, threshold, minimum_ml: new mask and findings from the map that a finished job left
 ``models``     the catalogue
 ``device``     what there is to compute on
@@ -22,7 +23,7 @@ message, advice · ``result`` job, ... · ``failed`` job, code, message, advice 
 Every ``result`` names the request it answers in ``kind``. That of a detect request carries ``detections``: one object
 a model with ``model``, ``map`` (float32 ``.npy``, calibrated z), ``mask`` (uint8 ``.npy``), ``threshold``,
 ``operating_point``, ``findings`` (rows of the findings table), ``summary`` (the JSON that the command line writes
-beside a map), and ``brain_mask`` (uint8 ``.npy``, shared by all).
+beside a map, with the contrast found, quality and domain), and ``brain_mask`` (uint8 ``.npy``, shared by all).
 """
 
 from __future__ import annotations

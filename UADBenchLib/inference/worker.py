@@ -458,6 +458,9 @@ class Worker:
             if request.get(key) is not None
         }
         operating_point = _text(request, "operating_point", "fpr-1pct")
+        force = request.get("force", False)
+        if not isinstance(force, bool):
+            raise InputError("BAD_REQUEST", "field 'force' is not a boolean", "send true or false")
         device, minimum_ml = _text(request, "device", "auto"), _number(request, "minimum_ml", 0.1)
         detector = importlib.import_module("UADBenchLib.inference.detector")
         # Slow the first time, and nothing can interrupt it: a job that is still loading is cancelled at once.
@@ -471,6 +474,7 @@ class Worker:
             operating_point=operating_point,
             device=device,
             minimum_ml=minimum_ml,
+            force=force,
             progress=_Reporter(job, self._send),
         )
         self._warn(job, detections)

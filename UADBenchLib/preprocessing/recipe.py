@@ -1,7 +1,8 @@
 """The preprocessing recipe: the ordered steps that take a scan from its own grid to model space, recorded and
 invertible.
 
-Canonical orientation, brain mask, bias field, registration, resampling, intensity. A bundle carries the hash of the
+Canonical orientation, brain mask, bias field, registration, resampling, intensity; then what the image says of its
+contrast and quality, which changes nothing in it. A bundle carries the hash of the
 recipe that its training scans went through; a scan prepared by another recipe is refused. Only one interpolation
 touches the voxels.
 """
@@ -20,8 +21,10 @@ from UADBenchLib.errors import InputError
 from UADBenchLib.geometry import canonical, resample
 from UADBenchLib.preprocessing.bias_field import correct_bias_field
 from UADBenchLib.preprocessing.brain_extraction import find_brain
+from UADBenchLib.preprocessing.contrast import ContrastFound, Tissues, find_contrast, load_tissues, looks_like_ct
 from UADBenchLib.preprocessing.intensity import normalise
-from UADBenchLib.preprocessing.registration import TEMPLATE, register_brain
+from UADBenchLib.preprocessing.quality import measure_quality, quality_checks
+from UADBenchLib.preprocessing.registration import TEMPLATE, Registration, register_brain
 from UADBenchLib.scan import Check, Progress, Scan
 
 
@@ -68,6 +71,11 @@ class Recipe:
         return matrix
 
     @property
+    def tissues(self) -> Tissues:
+        """Where the template has fluid, grey and white matter, on the model grid."""
+        return load_tissues(tuple(self.shape), self.voxel_mm, tuple(self.origin_mm))
+
+    @property
     def hash(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the recipe's parameters."""
         text = json.dumps(asdict(self), sort_keys=True)
@@ -96,6 +104,10 @@ class Prepared:
         The scan's checks and what preparation adds.
     seconds : dict
         Wall time of each step.
+    contrast : ContrastFound or None
+        What the image says of its contrast; whether that is what the user says is for ``settle_contrast``.
+    quality : dict
+        See ``quality.measure_quality``.
     """
 
     voxels: np.ndarray
@@ -106,6 +118,8 @@ class Prepared:
     steps: list[dict[str, Any]]
     checks: list[Check]
     seconds: dict[str, float] = field(default_factory=dict)
+    contrast: ContrastFound | None = None
+    quality: dict[str, Any] = field(default_factory=dict)
 
     def to_native(self, values: np.ndarray, scan: Scan, order: int = 1) -> np.ndarray:
         """Carry an array on the model grid to the scan's own grid; zero outside the brain mask there."""
@@ -133,7 +147,7 @@ class Prepared:
         )
 
 
-STAGES = ("orientation", "brain mask", "bias field", "registration", "resampling", "intensity")
+STAGES = ("orientation", "brain mask", "bias field", "registration", "resampling", "intensity", "contrast", "quality")
 
 
 class _Log:
@@ -222,6 +236,13 @@ def prepare(
     log.enter("intensity")
     normal, measured = normalise(*prepared, recipe.low, recipe.high)
     log.leave(method="percentiles", **measured)
+    log.enter("contrast")
+    contrast = find_contrast(normal, prepared[1], recipe.tissues, looks_like_ct(voxels, brain.mask))
+    log.leave(**contrast.record())
+    log.enter("quality")
+    whole_head = brain.source != "already extracted"
+    quality = measure_quality(corrected, affine, brain.mask, recipe.tissues, recipe.affine, found.world, whole_head)
+    log.leave(**quality)
     native_mask = given if given is None else brain_mask
     if native_mask is None:
         native_mask = _as_scan(brain.mask, scan.affine)
@@ -232,9 +253,20 @@ def prepare(
         native_mask,
         found.world,
         log.steps,
-        [*scan.checks, *brain.checks],
+        [*scan.checks, *brain.checks, *_registration_checks(found), *quality_checks(quality)],
         log.seconds,
+        contrast,
+        quality,
     )
+
+
+def _registration_checks(found: Registration) -> tuple[Check, ...]:
+    """The warning for a registration that was accepted but has poorer figures than those of good scans."""
+    faults = found.quality.faults(reliable=True)
+    if not faults:
+        return ()
+    message = f"the registration may be off ({'; '.join(faults)})"
+    return (Check("warning", "REGISTRATION_POOR", message, "look at the brain mask and whether left is left"),)
 
 
 def _resampled(voxels, mask, affine, recipe, world, check) -> tuple[np.ndarray, np.ndarray]:

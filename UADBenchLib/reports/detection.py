@@ -121,13 +121,15 @@ def report_html(
     return environment.get_template("detection.html.j2").render(
         version=__version__,
         scan=scan,
-        facts=_scan_facts(scan),
+        facts=_scan_facts(scan, detections),
         models=[_model(detection) for detection in detections],
         figure=_figure_base64(scan, detections, reference),
         with_reference=any(detection.metrics for detection in detections),
         metrics=_metric_rows(detections),
         rules=_rules(detections),
         checks=sorted(checks, key=_gravity),
+        quality=_quality_rows(detections[0]),
+        domains=[(one.model, one.domain) for one in detections if one.model != "consensus"],
         preparation=_preparation(detections),
         stages=_stage_rows(detections),
         files=files or [],
@@ -145,18 +147,48 @@ def _gravity(check: Check) -> int:
     return {"error": 0, "warning": 1, "info": 2}[check.level]
 
 
-def _scan_facts(scan: Scan) -> list[tuple[str, str]]:
+def _scan_facts(scan: Scan, detections: list[Detection]) -> list[tuple[str, str]]:
     """Return what is said of the scan: grid and contrast, nothing from its header's text."""
     edges = " x ".join(f"{edge:.2f}".rstrip("0").rstrip(".") for edge in scan.voxel_mm)
     facts = [
         ("Scan", scan.stem),
-        ("Contrast", scan.contrast or "not known"),
+        ("Contrast", _contrast(scan, detections[0])),
         ("Grid", " x ".join(str(size) for size in scan.shape) + f" voxels of {edges} mm"),
     ]
     for key, label in (("format", "Format"), ("sha256", "SHA-256 of the input")):
         if isinstance(scan.provenance.get(key), str):
             facts.append((label, scan.provenance[key]))
     return facts
+
+
+def _contrast(scan: Scan, detection: Detection) -> str:
+    """Return the contrast gone by, and what the image says where that was asked."""
+    contrast = detection.contrast
+    if not contrast:
+        return scan.contrast or "not known"
+    if contrast["stated"] is None:
+        return f"{contrast['used']} (the image looks like {contrast['found']}; none was stated)"
+    agrees = "agrees" if contrast["found"] == contrast["used"] else f"looks like {contrast['found']}"
+    return f"{contrast['used']} (the image {agrees})"
+
+
+_QUALITY = (
+    ("snr", "Signal to noise (white matter)", "{:.1f}"),
+    ("cnr", "Contrast to noise (white against grey matter)", "{:.1f}"),
+    ("ghosting", "Ghosting (air along one axis against another, share of the brain's brightness)", "{:.1%}"),
+    ("slice_mm", "Thickest voxel edge, mm", "{:.2f}"),
+    ("cut_cm2", "Brain mask on the border of the scan, cm2", "{:.1f}"),
+)
+
+
+def _quality_rows(detection: Detection) -> list[tuple[str, str]]:
+    """Return what was measured of the scan's quality as (label, text) pairs."""
+    measured = detection.quality
+    return [
+        (label, "cannot be measured in this scan" if measured[key] is None else form.format(measured[key]))
+        for key, label, form in _QUALITY
+        if key in measured
+    ]
 
 
 def _model(detection: Detection) -> dict[str, Any]:
