@@ -5,7 +5,7 @@ SCENE_VENV := .venv-scene
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-backend test-scene test-slow lint models measure clean
+.PHONY: demo test test-backend test-scene test-slow lint models brain-extraction measure clean
 
 demo: $(VENV)/ready
 	$(BIN)/uadbench demo --out uadbench-demo
@@ -33,8 +33,13 @@ models: $(VENV)/ready
 	  $(BIN)/uadbench calibrate Resources/Models/$$id --healthy Resources/Splits/t1w.csv --data $(DATA) || exit 1; \
 	done
 
+# MAPS is a folder of whole-head label maps with FreeSurfer numbers.
+brain-extraction: $(VENV)/ready
+	$(BIN)/python -m UADBenchLib.training.brain_extraction --maps $(MAPS) --cohort Resources/Splits/t1w.csv --data $(DATA) --out Resources/BrainExtraction --workers 2
+
 measure: $(VENV)/ready
 	$(BIN)/python Testing/measure.py --data $(DATA) --out docs/figures
+	$(BIN)/python Testing/measure_heads.py --data $(DATA) --maps $(MAPS) --out docs/figures
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,164 @@
+"""Measure what is done with heads, and write the tables that README, docs and cards quote.
+
+``brain_mask.csv``: Dice of the brain mask in whole T1w heads not trained on, and in heads synthesised from the
+label maps that were held out. ``contrast.csv``: which contrast was found in every scan of a folder, and in synthesised
+ones. ``heads_seconds.csv``: seconds of every stage from a raw head to prepared slices. ``heads.png``: one synthesised
+head in three contrasts, and the four kinds of lesion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from UADBenchLib.cohort import read_cohort, select
+from UADBenchLib.geometry import canonical
+from UADBenchLib.preprocessing.brain_extraction import find_brain
+from UADBenchLib.preprocessing.recipe import prepare
+from UADBenchLib.reading import contrast_from_name, read_mask, read_scan
+from UADBenchLib.scan import CONTRASTS, Scan
+from UADBenchLib.synthesis.anatomy import brain_mask, deform, draw_deformation, read_anatomies, read_anatomy
+from UADBenchLib.synthesis.cohort import to_template
+from UADBenchLib.synthesis.contrasts import draw_look
+from UADBenchLib.synthesis.heads import Acquisition, acquire, draw_acquisition, paint, reference_on, render
+from UADBenchLib.synthesis.insertion import apply_lesion
+from UADBenchLib.synthesis.lesions import KINDS, draw_lesion
+from UADBenchLib.synthesis.tissue import tissue_from_anatomy
+from UADBenchLib.training.brain_extraction import HELD_OUT, whole_heads
+from UADBenchLib.writing import atomic, write_csv
+
+ROOT = Path(__file__).resolve().parent.parent
+SYNTHETIC = 60
+"""Heads synthesised to tell contrasts apart; a third each."""
+
+
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    """Dice of two boolean masks."""
+    return float(2 * (first & second).sum() / max(1, first.sum() + second.sum()))
+
+
+def synthetic_heads(maps: Path, count: int, seed: int = 7) -> Iterator[tuple[Scan, np.ndarray]]:
+    """Scans of heads from the label maps that were held out, contrasts in turn, and their brain masks."""
+    paths = read_anatomies(maps)[-HELD_OUT:]
+    for number in range(count):
+        rng = np.random.default_rng((seed, number))
+        contrast = CONTRASTS[number % len(CONTRASTS)]
+        head = deform(read_anatomy(paths[number // len(CONTRASTS) % len(paths)]), draw_deformation(rng))
+        thick = float(rng.choice([1.0, 1.0, 3.0, 5.0]))
+        acquisition = draw_acquisition(rng, voxel_mm=(1.0, 1.0, thick))
+        voxels, affine = render(head, draw_look(contrast, rng), acquisition)
+        yield (
+            Scan(voxels, affine, f"synthetic-{number:02d}", contrast),
+            reference_on(brain_mask(head), head, voxels.shape, affine),
+        )
+
+
+def mask_row(scan: Scan, truth: np.ndarray, source: str) -> dict[str, object]:
+    """Dice, volumes and seconds of the brain mask of one scan."""
+    voxels, affine = canonical(scan.voxels, scan.affine)
+    started = time.perf_counter()
+    found = find_brain(voxels, affine)
+    seconds = time.perf_counter() - started
+    truth = canonical(truth, scan.affine)[0]
+    return {
+        "source": source,
+        "scan": scan.stem,
+        "contrast": scan.contrast,
+        "dice": round(dice(found.mask, truth), 4),
+        "mask_ml": round(float(found.mask.sum() * scan.voxel_ml), 1),
+        "reference_ml": round(float(truth.sum() * scan.voxel_ml), 1),
+        "seconds": round(seconds, 2),
+        "found_by": found.source,
+        "checks": " ".join(check.code for check in found.checks),
+    }
+
+
+def mask_rows(data: Path, maps: Path) -> list[dict[str, object]]:
+    """Brain masks of the whole heads of split ``test`` and of synthesised heads."""
+    rows = []
+    for entry in whole_heads(select(read_cohort(ROOT / "Resources" / "Splits" / "t1w.csv", data), split="test")):
+        scan = read_scan(entry.scan, entry.contrast)
+        rows.append(mask_row(scan, read_mask(entry.brain_mask, scan), entry.site))
+    rows += [mask_row(scan, truth, "synthetic") for scan, truth in synthetic_heads(maps, 12)]
+    return rows
+
+
+def seconds_rows(data: Path, maps: Path) -> list[dict[str, object]]:
+    """Seconds of every stage for a synthesised 1 mm head and for the raw heads of the data folder."""
+    scans = [next(iter(synthetic_heads(maps, 1)))[0]]
+    for path in sorted(data.glob("heads/*/anat/*_*.nii.gz")) + sorted(
+        data.glob("ms-ljubljana/sub-patient12/anat/*.nii.gz")
+    ):
+        if contrast_from_name(path):
+            scans.append(read_scan(path))
+    rows = []
+    for scan in scans:
+        prepared = prepare(scan)
+        size = " x ".join(f"{edge:.2g}" for edge in scan.voxel_mm)
+        total = round(sum(prepared.seconds.values()), 1)
+        rows.append({"scan": scan.stem, "voxel_mm": size, **prepared.seconds, "total": total})
+    return rows
+
+
+def picture(maps: Path, out: Path, seed: int = 3) -> None:
+    """One synthesised head in three contrasts, and the four kinds of lesion with their references, as a PNG."""
+    from matplotlib.figure import Figure
+
+    rng = np.random.default_rng(seed)
+    head = deform(read_anatomy(read_anatomies(maps)[-HELD_OUT]), draw_deformation(rng))
+    tissue = tissue_from_anatomy(head, to_template(head))
+    painted = {contrast: paint(head, draw_look(contrast, rng), seed) for contrast in CONTRASTS}
+    rows = [("healthy", painted, np.zeros(head.classes.shape, dtype=bool))]
+    for kind in KINDS:
+        volume = {"tumour": 40.0, "stroke": 30.0, "ms": 8.0, "wmh": 15.0}[kind]
+        done = apply_lesion(painted, tissue, draw_lesion(kind, tissue, rng, volume_ml=volume))
+        rows.append((kind, done.images, done.mask))
+    acquisition = Acquisition(noise=0.03, bias=0.1, cut_mm=60.0)
+    figure = Figure(figsize=(10.5, 3.1 * len(rows)), facecolor="black")
+    axes = figure.subplots(len(rows), 4)
+    for line, (title, images, mask) in zip(axes, rows, strict=True):
+        level = int(mask.sum(axis=(0, 1)).argmax()) if mask.any() else _middle(brain_mask(head))
+        for axis, contrast in zip(line, CONTRASTS, strict=False):
+            voxels, affine = acquire(images[contrast], head, acquisition)
+            offset = round((affine[2, 3] - head.affine[2, 3]) / head.voxel_mm[2])
+            window = {"origin": "lower", "cmap": "gray", "vmin": 0, "vmax": np.percentile(voxels, 99.8)}
+            axis.imshow(voxels[:, :, level - offset].T, **window)
+            axis.set_title(f"{title}, {contrast}", color="white", fontsize=9)
+        outline = mask if mask.any() else brain_mask(head)
+        line[3].imshow(voxels[:, :, level - offset].T, **window)
+        line[3].contour(outline[:, :, level].T, [0.5], colors="tab:orange", linewidths=1.0)
+        line[3].set_title("reference" if mask.any() else "brain mask", color="white", fontsize=9)
+        for axis in line:
+            axis.set_axis_off()
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.97, wspace=0.02, hspace=0.1)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(out) as temporary:
+        figure.savefig(temporary, dpi=75, facecolor="black")
+
+
+def _middle(mask: np.ndarray) -> int:
+    """A level through the ventricles: a little above the middle of the brain."""
+    levels = np.flatnonzero(mask.any(axis=(0, 1)))
+    return int(levels[0] + 0.56 * len(levels))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder that the cohort table's paths start from")
+    parser.add_argument("--maps", type=Path, required=True, help="whole-head label maps")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures")
+    given = parser.parse_args()
+    for name, rows in (
+        ("brain_mask", mask_rows(given.data, given.maps)),
+        ("heads_seconds", seconds_rows(given.data, given.maps)),
+    ):
+        write_csv(given.out / f"{name}.csv", rows, list(rows[0]))
+    picture(given.maps, given.out / "heads.png")
+
+
+if __name__ == "__main__":
+    main()
