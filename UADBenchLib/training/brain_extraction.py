@@ -64,12 +64,12 @@ class Recipe:
 
     widths: tuple[int, ...] = (16, 32, 64, 64)
     stem: int = 2
-    steps: int = 4200
+    steps: int = 6200
     learning_rate: float = 1.5e-3
     warm_up: int = 50
     ema: float = 0.99
-    real: float = 0.5
-    priors: float = 0.25
+    real: float = 0.35
+    priors: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ def _synthetic(anatomy: Anatomy, rng: np.random.Generator, priors: bool) -> tupl
     head = deform(anatomy, drawn, voxel_mm=WORK_MM)
     mask = brain_mask(head)
     look = draw_look(str(rng.choice(CONTRASTS)), rng, 1.5) if priors else random_look(rng)
+    if rng.random() < 0.5:  # fat outshines everything in sequences that do not suppress it
+        look = replace(look, fat=float(rng.uniform(0.3, 2.5)))
     acquisition = replace(
         draw_acquisition(rng, voxel_mm=_voxel(rng), noise=(0.005, 0.1), bias=(0.0, 0.6)),
         cut_mm=float(rng.uniform(-15.0, 110.0)) if rng.random() < 0.7 else 200.0,
@@ -135,7 +137,7 @@ def _synthetic(anatomy: Anatomy, rng: np.random.Generator, priors: bool) -> tupl
 def _voxel(rng: np.random.Generator) -> tuple[float, float, float]:
     """Isotropic voxels of the work grid, or thick slices along any axis."""
     voxel = [WORK_MM] * 3
-    if rng.random() < 0.35:
+    if rng.random() < 0.45:
         voxel[int(rng.choice([2, 2, 1, 0]))] = float(rng.uniform(3.0, 7.0))
     return tuple(voxel)
 
@@ -163,6 +165,8 @@ def _real(head: RealHead, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
     voxels, mask = both[0] / max(float(np.percentile(both[0], 99)), 1e-6), both[1] > 0.5
     if rng.random() < 0.5:
         voxels = _recoloured(voxels, rng)
+    if rng.random() < 0.4:
+        voxels = np.where(mask, voxels, voxels * np.float32(rng.uniform(0.5, 3.0)))
     # A head made of one class carries the real image through the same scanner as the synthesised ones.
     carrier = Anatomy(mask.astype(np.uint8) * 2, affine)
     acquisition = replace(
