@@ -80,13 +80,14 @@ def calls(models: None, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]
     made: list[dict[str, Any]] = []
 
     def detect(scan: Scan, names: list[str], **options: Any) -> list[detector.Detection]:
+        names = list(dict.fromkeys(names))
         made.append({"scan": scan, "models": list(names), **options})
         brain = scan.voxels > 200
         scores = np.where(scan.voxels > 700, 6.0, 0.0).astype(np.float32)
         empty = np.zeros(scan.shape, np.uint8)
         checks = [*scan.checks]
         if scan.contrast is None:
-            checks.append(Check("warning", "CONTRAST_ASSUMED", "taken for T1w", "name it with --contrast"))
+            checks.append(Check("warning", "CONTRAST_DISAGREES", "looks like FLAIR", "look at it"))
         return [
             detector._thresholded(
                 detector.Detection(
@@ -108,7 +109,7 @@ def calls(models: None, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]
                     reference=options["reference"],
                 )
             )
-            for name in names
+            for name in names or ["disyre-t1w-compact"]
         ]
 
     monkeypatch.setattr(detector, "detect", detect)
@@ -265,7 +266,7 @@ def test_detect_writes_the_files_and_prints_a_table(
     out = tmp_path / "out"
     code, text, err = run("detect", files["scan"], "--out", out, "--reference", files["reference"])
     assert code == 0, err
-    assert calls[0]["models"] == ["disyre-t1w-compact"] and calls[0]["scan"].contrast == "T1w"
+    assert calls[0]["models"] == [] and calls[0]["scan"].contrast == "T1w" and not calls[0]["force"]
     assert calls[0]["operating_point"] == "fpr-1pct" and calls[0]["minimum_ml"] == 0.1 and calls[0]["device"] == "auto"
     heading, row = text.splitlines()[:2]
     assert heading.split()[:4] == ["model", "Dice", "AP", "findings"]
@@ -306,7 +307,7 @@ def test_detect_json_is_one_document_on_stdout(
     assert all(Path(path).is_file() for path in document["files"])
     assert calls[0]["minimum_ml"] == 0.5 and calls[0]["operating_point"] == "best"
     assert calls[0]["scan"].contrast is None
-    assert sum("CONTRAST_ASSUMED" in line for line in err.splitlines()) == 1
+    assert sum("CONTRAST_DISAGREES" in line for line in err.splitlines()) == 1
 
 
 def test_detect_takes_the_contrast_from_the_option(
@@ -325,7 +326,6 @@ def test_detect_takes_the_contrast_from_the_option(
         ({"scan": "broken"}, None),
         ({"--reference": "absent.nii.gz"}, "NOT_FOUND"),
         ({"--model": "nothing"}, "MODEL_UNKNOWN"),
-        ({"--contrast": "T2w"}, "MODEL_MISSING"),
         ({"--out": "file"}, "NOT_WRITABLE"),
     ],
 )
@@ -423,7 +423,10 @@ def test_preprocess_writes_scan_mask_and_record(
 
     from UADBenchLib.preprocessing import recipe
 
-    def prepare(scan: Scan, made: recipe.Recipe, *, brain_mask: Any = None, progress: Any = None) -> recipe.Prepared:
+    def prepare(
+        scan: Scan, made: recipe.Recipe | None = None, *, brain_mask: Any = None, progress: Any = None
+    ) -> recipe.Prepared:
+        made = made or recipe.Recipe()
         mask = scan.voxels > 200 if brain_mask is None else brain_mask
         inside = np.ones(made.shape, bool)
         steps = [
@@ -439,12 +442,18 @@ def test_preprocess_writes_scan_mask_and_record(
             steps,
             list(scan.checks),
             {"brain mask": 0.5},
+            found[0],
+            {"snr": 10.0},
         )
 
+    from UADBenchLib.preprocessing.contrast import ContrastFound
+
+    found = [ContrastFound("FLAIR", "because", 0.3, 0.7, 0.6, 0.0)]
     monkeypatch.setattr(recipe, "prepare", prepare)
     out = tmp_path / "out"
     code, text, err = run("preprocess", files["scan"], "--out", out, "--explain")
     assert code == 0, err
+    assert only_line(err).startswith("warning CONTRAST_DISAGREES")
     assert "1. brain mask (0.5 s): source test, volume_ml 12" in text and "4 x 4 matrix" in text
     names = ["sub-1_T1w_brain_mask.nii.gz", "sub-1_T1w_recipe.json", "sub-1_T1w_space-model_scan.nii.gz"]
     assert sorted(path.name for path in out.iterdir()) == names
@@ -455,6 +464,17 @@ def test_preprocess_writes_scan_mask_and_record(
     code, text, _ = run("preprocess", files["scan"], "--out", out, "--json", "--brain-mask", files["reference"])
     assert code == 0 and json.loads(text)["files"]
     assert np.asarray(nibabel.load(out / names[0]).dataobj).sum() == 64
+    code, text, err = run("check", files["scan"], "--full", "--json")
+    document = json.loads(text)
+    assert code == 0 and document["usable"] and document["quality"] == {"snr": 10.0}
+    assert document["contrast_found"]["contrast"] == "FLAIR" and document["checks"][0]["code"] == "CONTRAST_DISAGREES"
+    found[0] = ContrastFound("other", "because", None, 0.7, 0.6, 0.0)
+    plain = files["scan"].with_name("plain.nii.gz")
+    plain.write_bytes(files["scan"].read_bytes())
+    for command in (("check", plain, "--full"), ("preprocess", plain, "--out", tmp_path / "none")):
+        code, text, err = run(*command)
+        assert code == 2 and only_line(err).startswith("error CONTRAST_OTHER") and not (tmp_path / "none").exists()
+    assert run("preprocess", plain, "--out", tmp_path / "forced", "--force")[0] == 0
 
 
 def test_train_passes_everything_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

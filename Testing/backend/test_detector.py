@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from builders import Laboratory, make_bundle
 
-from UADBenchLib.bundles.bundle import load_metadata
+from UADBenchLib.bundles.bundle import Bundle, load_metadata
 from UADBenchLib.errors import CancelledError, InputError
 from UADBenchLib.inference import detector
 from UADBenchLib.inference.detector import CONSENSUS, Detection, detect, region, rethreshold
 from UADBenchLib.inference.device import choose_device, devices
+from UADBenchLib.preprocessing.contrast import ContrastFound
+from UADBenchLib.preprocessing.recipe import Prepared, Recipe
 from UADBenchLib.scan import Scan
 from UADBenchLib.writing import write_json
 
@@ -101,6 +103,9 @@ class TestDetection:
             assert summary["scan"] == "sub-1_T1w" and summary["model"] == found.model
             assert summary["findings"] == len(found.findings)
             assert "not a medical device" in summary["note"]
+            assert summary["contrast"]["used"] == summary["contrast"]["found"] == "T1w"
+            assert summary["quality"]["snr"] > 5 and summary["quality"]["ghosting"] is None
+        assert detections[0].domain["distance"] > 0 and detections[0].domain["limit"] > 0
         assert detections[0].summary("x")["highest_z"] == pytest.approx(float(detections[0].map.max()), abs=1e-3)
 
     def test_provenance_names_what_was_used(self, detections: list[Detection], laboratory: Laboratory) -> None:
@@ -227,12 +232,68 @@ class TestRefusals:
         assert self.code(sample[0], laboratory.model) == "BUNDLE_DAMAGED"
 
 
-def test_an_unknown_contrast_is_assumed_and_said(sample: Sample, laboratory: Laboratory) -> None:
-    bundle, _ = detector._open(laboratory.model)
-    prepared = type("Prepared", (), {"checks": []})()
-    checks = detector._checks(replace(sample[0], contrast=None), prepared, bundle)
-    assert [check.code for check in checks] == ["CONTRAST_ASSUMED"]
-    assert detector._checks(sample[0], prepared, bundle) == []
+class TestContrast:
+    """What the image says decides where nobody else does; the work is done once, before the default model is known."""
+
+    @pytest.fixture
+    def prepared(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Preparation finds the contrast that the list holds last; detection ends with the model it would use."""
+
+        def prepare(scan: Scan, recipe: Recipe, **_: object) -> Prepared:
+            inside = np.ones(recipe.shape, dtype=bool)
+            empty = np.zeros(recipe.shape, np.float32)
+            made = Prepared(empty, inside, recipe.affine, np.ones(scan.shape, dtype=bool), np.eye(4), [], [])
+            made.contrast = ContrastFound(found[-1], "because", 0.3, 0.6, 0.8, 0.0)
+            calls.append(recipe.hash)
+            assert len(calls) == 1, "prepared twice"
+            return made
+
+        found, calls = ["T1w"], []
+        monkeypatch.setattr(detector, "prepare", prepare)
+        return found
+
+    def ready(self, found: str) -> Prepared:
+        contrast = ContrastFound(found, "because", 0.3, 0.6, 0.8, 0.0)
+        return type("Prepared", (), {"contrast": contrast})()
+
+    def test_no_model_and_no_word(
+        self, prepared: list[str], sample: Sample, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def one(scan: Scan, ready: Prepared, bundle: Bundle, *_: object) -> None:
+            raise InputError("REACHED", bundle.metadata.id, "")
+
+        monkeypatch.setattr(detector, "_one", one)
+        unknown = replace(sample[0], contrast=None)
+        with pytest.raises(InputError) as reached:
+            detect(unknown, device="cpu")
+        assert reached.value.code == "REACHED" and "t1w" in reached.value.message
+
+    @pytest.mark.parametrize(("found", "code"), [("T2w", "MODEL_MISSING"), ("other", "CONTRAST_OTHER")])
+    def test_what_no_model_is_for(self, found: str, code: str, prepared: list[str], sample: Sample) -> None:
+        prepared.append(found)
+        with pytest.raises(InputError) as refusal:
+            detect(replace(sample[0], contrast=None), device="cpu")
+        assert refusal.value.code == code and refusal.value.advice
+
+    def test_the_user_wins_with_a_warning(self, sample: Sample) -> None:
+        record, (check,) = detector._settled(sample[0], self.ready("FLAIR"), [], False)
+        assert (record["used"], record["stated"], record["found"]) == ("T1w", "T1w", "FLAIR")
+        assert check.code == "CONTRAST_DISAGREES" and "file name or --contrast" in check.message
+        json.dumps(record, allow_nan=False)
+
+    def test_so_does_the_model_chosen_for_an_unknown_scan(self, sample: Sample, laboratory: Laboratory) -> None:
+        unknown, bundles = replace(sample[0], contrast=None), [detector._open(laboratory.model)]
+        record, (check,) = detector._settled(unknown, self.ready("FLAIR"), bundles, False)
+        assert record["used"] == "T1w" and record["stated"] is None and "the model chosen" in check.message
+        assert detector._settled(unknown, self.ready("T1w"), bundles, False)[1] == ()
+
+    def test_but_not_for_a_scan_that_is_none_of_the_three(self, sample: Sample, laboratory: Laboratory) -> None:
+        unknown, bundles = replace(sample[0], contrast=None), [detector._open(laboratory.model)]
+        with pytest.raises(InputError) as refusal:
+            detector._settled(unknown, self.ready("other"), bundles, False)
+        assert refusal.value.code == "CONTRAST_OTHER"
+        record, (check,) = detector._settled(unknown, self.ready("other"), bundles, True)
+        assert record["used"] == "T1w" and check.code == "CONTRAST_OTHER"
 
 
 def test_cancelling_in_the_middle_ends_it(sample: Sample, laboratory: Laboratory) -> None:

@@ -47,6 +47,9 @@ class Detected:
     provenance: dict[str, Any] = field(
         default_factory=lambda: {"weights_sha256": "ab" * 32, "versions": {"numpy": "2"}}
     )
+    contrast: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+    domain: dict[str, Any] | None = None
 
     def summary(self, stem: str) -> dict[str, Any]:
         return {"scan": stem, "model": self.model, "metrics": self.metrics}
@@ -330,3 +333,20 @@ def test_figure_refuses_nothing_to_draw(scan: Scan, tmp_path: Path) -> None:
 def test_picture_carries_no_text_metadata(scan: Scan, tmp_path: Path) -> None:
     data = figure.detection_figure(tmp_path / "x.png", scan, [detected(scan, "fae")]).read_bytes()
     assert not any(chunk in data for chunk in (b"tEXt", b"iTXt", b"zTXt", b"tIME", b"eXIf"))
+
+
+QUALITY = {"snr": 17.26, "cnr": None, "ghosting": None, "slice_mm": 5.5, "cut_cm2": 0.0}
+DOMAIN = {
+    "distance": 3.21, "limit": 2.2, "farthest": "noise", "value": 0.03, "usual": [0.002, 0.008], "deviation": 7.0,
+}  # fmt: skip
+
+
+def test_quality_domain_and_contrast_are_on_the_page(scan: Scan) -> None:
+    contrast = {"used": "T1w", "stated": "T1w", "found": "FLAIR"}
+    page = pages.report_html(scan, [detected(scan, "fae", contrast=contrast, quality=QUALITY, domain=DOMAIN)])
+    assert "T1w (the image looks like FLAIR)" in page and "17.3" in page and "5.50" in page
+    assert page.count("cannot be measured in this scan") == 2
+    assert "3.2 (limit 2.2); farthest: noise 0.03, usual 0.002 to 0.008" in page
+    page = pages.report_html(scan, [detected(scan, "fae", contrast=contrast, quality=QUALITY)])
+    assert "not known: the model does not say" in page
+    assert "Quality of the scan" not in pages.report_html(scan, [detected(scan, "fae")])

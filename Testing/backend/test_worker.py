@@ -42,7 +42,9 @@ class Detection:
         return {"stem": stem, "metrics": {"dice": float("nan")}, "n": np.int64(3)}
 
 def detect(scan, models, *, brain_mask=None, reference=None, operating_point="fpr-1pct", device="auto",
-           minimum_ml=0.1, progress=None):
+           minimum_ml=0.1, force=False, progress=None):
+    if "other" in models and not force:
+        raise InputError("CONTRAST_OTHER", "neither T1w, T2w nor FLAIR", "name it, or force it")
     if "missing" in models:
         raise InputError("MODEL_UNKNOWN", "no model missing", "see uadbench models")
     if "memory" in models:
@@ -259,6 +261,11 @@ def test_models_and_devices(client: Client) -> None:
     assert client.until("result", kind="device")["devices"] == [{"id": "cpu", "name": "CPU", "memory_free_gb": 1.5}]
 
 
+def test_a_forced_scan_is_taken(client: Client, tmp_path: Path) -> None:
+    detect(client, job_folder(tmp_path, "a"), "a", "other", force=True)
+    assert client.until("result", job="a")["detections"][0]["model"] == "other"
+
+
 @pytest.mark.parametrize(
     "line",
     [b"not json\n", b"[1, 2]\n", b'{"request": "fly"}\n', b"\xff\xfe\x00\n", b"[" * 100_000 + b"\n",
@@ -287,6 +294,8 @@ def test_garbage_is_answered_and_survived(client: Client, line: bytes) -> None:
             "CONTRAST_UNKNOWN",
         ),
         ({"minimum_ml": "small"}, "BAD_REQUEST"),
+        ({"force": "yes"}, "BAD_REQUEST"),
+        ({"models": ["other"]}, "CONTRAST_OTHER"),
         ({"models": ["missing"]}, "MODEL_UNKNOWN"),
         ({"models": ["memory"]}, "OUT_OF_MEMORY"),
         ({"models": ["bug"]}, "INTERNAL"),

@@ -70,10 +70,11 @@ class Detection:
         return [Finding(row | {"region": "", "status": "", "overlap": None})]
 
     def summary(self, stem: str) -> dict[str, Any]:
-        return {"stem": stem, "model": self.model, "device": self.provenance["device"]}
+        measured = {"contrast": {"used": "T1w", "found": "FLAIR"}, "quality": {"snr": 12.34, "cnr": None}}
+        return {"stem": stem, "model": self.model, "device": self.provenance["device"], **measured}
 
 
-def detect(scan, models, *, brain_mask, reference, operating_point, device, minimum_ml, progress):
+def detect(scan, models, *, brain_mask, reference, operating_point, device, minimum_ml, force, progress):
     """Stand in for ``detector.detect``."""
     print("a library that prints to stdout", flush=True)
     if device == "crash":
@@ -88,7 +89,10 @@ def detect(scan, models, *, brain_mask, reference, operating_point, device, mini
     for step in range(steps):
         progress("scoring", step / steps)
         time.sleep(pause)
-    checks = [Check("warning", "THICK_SLICES", "slices are 6 mm thick", "small findings may be missed")]
+    checks = [
+        Check("warning", "THICK_SLICES", "slices are 6 mm thick", "small findings may be missed"),
+        Check("warning", "NOISE", "the scan is noisy", "expect false findings"),
+    ]
     brain = np.ones(scan.shape, dtype=np.uint8) if brain_mask is None else brain_mask
     point, facts = operating_point, {"device": device}
     return [Detection(m, scan.voxels, scan.affine, 3.0, point, brain, checks=checks, provenance=facts) for m in models]

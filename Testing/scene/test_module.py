@@ -270,7 +270,9 @@ def test_apply_shows_progress_and_then_the_findings(widget):
     assert ui.findingsTable.rowCount == 1 and ui.findingsTable.cells[0, 2] == "8.0"
     assert ui.findingsLabel.text == "One finding, peak z 8.0."
     assert results.is_map(widget._parameterNode.resultMap)
-    assert "Slices are 6 mm thick" in ui.messageLabel.text
+    lines = ui.messageLabel.text.splitlines()
+    assert lines[0] == "T1w (the image looks like FLAIR), signal to noise 12.3."
+    assert "Slices are 6 mm thick" in lines[1] and "The scan is noisy" in lines[2] and len(lines) == 3
     assert ui.thresholdSlider.enabled and ui.thresholdSlider.value == 3.0
 
 
