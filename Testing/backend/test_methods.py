@@ -8,20 +8,25 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from builders import brain_slices, make_bundle
 
 from UADBenchLib.bundles.bundle import LARGEST_WEIGHTS, load_bundle, save_bundle
 from UADBenchLib.errors import InputError
-from UADBenchLib.methods.base import Method, Slices
+from UADBenchLib.methods.base import Method, Slices, scan_score
+from UADBenchLib.methods.disyre import published_label
+from UADBenchLib.methods.frame import Frame
 from UADBenchLib.methods.registry import create_method, list_methods, method_class
 
 LARGEST_SHIPPED = 8 * 1024**2
 DEPTH = 12
 """Axial positions of the small model grid."""
 
-CASES = [(name, preset) for name in list_methods() for preset in sorted(method_class(name).presets)]
+CASES = [(name, "compact") for name in list_methods()]
+"""The contract is tested on the compact presets; published ones are too large for all of it, see ``TestPublished``."""
+PUBLISHED = [name for name in list_methods() if "paper" in method_class(name).presets]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -40,11 +45,14 @@ def learnt(name: str, preset: str) -> Method:
     """The method after a pass over a few healthy slices; weights that start at zero are moved away from it."""
     torch.manual_seed(1)
     method = create_method(name, preset, small_config(name, preset))
-    method.fit(brain_slices(DEPTH, seed) for seed in range(6))
+    healthy = [brain_slices(DEPTH, seed) for seed in range(6)]
+    method.fit(healthy)
     with torch.no_grad():
         for weight in method.parameters():
             weight.add_(0.02 * torch.randn(weight.shape, generator=generator(weight.numel())))
-    return method.eval().requires_grad_(False)
+    method.eval().requires_grad_(False)
+    method.finish(healthy)
+    return method
 
 
 _learnt: dict[tuple[str, str], Method] = {}
@@ -129,8 +137,10 @@ class TestContract:
         loaded = load_bundle(save_bundle(bundle, tmp_path / "bundle").path).method
         assert not loaded.training and not any(weight.requires_grad for weight in loaded.parameters())
         expected = method.score(slices, generator())
-        error = (loaded.score(slices, generator()) - expected).abs().max()
-        assert error <= 0.01 * expected.max()
+        error = (loaded.score(slices, generator()) - expected).abs()[slices.masks]
+        # A pixel at IterMask2's threshold may fall on either side of it, and its neighbours' inpainting with it.
+        share = 0.98 if method.name == "itermask2" else 1.0
+        assert torch.quantile(error, share) <= 0.01 * expected.max()
 
     def test_the_shipped_size(self, case: tuple[str, str], tmp_path: Path) -> None:
         if case[1] != "compact":
@@ -146,7 +156,7 @@ class TestContract:
         method.train().requires_grad_(True)
         optimiser = torch.optim.AdamW(method.parameters(), lr=1e-3)
         losses = []
-        for _ in range(8):
+        for _ in range(12):
             loss = method.training_loss(batch, generator(3))
             optimiser.zero_grad()
             loss.backward()
@@ -209,11 +219,12 @@ class TestRegistry:
     def test_configurations_survive_json(self) -> None:
         import json
 
-        for name, preset in CASES:
-            config = create_method(name, preset).configuration()
-            assert (
-                create_method(name, config=json.loads(json.dumps(config))).config == create_method(name, preset).config
-            )
+        for name, preset in CASES + [(name, "paper") for name in PUBLISHED]:
+            with torch.device("meta"):  # published sizes need not be allocated for this
+                method = create_method(name, preset)
+                again = create_method(name, config=json.loads(json.dumps(method.configuration())))
+            assert again.config == method.config
+            assert again.state_dict().keys() == method.state_dict().keys()
 
 
 class TestIntensityNorm:
@@ -260,3 +271,266 @@ class TestDisyre:
         assert (method.levels.diff() > 0).all()
         assert not torch.equal(method.levels, fresh.levels)
         assert "levels" in method.state_dict()
+
+
+def million(module: torch.nn.Module) -> float:
+    return sum(weight.numel() for weight in module.parameters()) / 1e6
+
+
+class TestPublished:
+    """The ``paper`` presets: sizes as published, and one step and one scored slice of each."""
+
+    @pytest.mark.parametrize(
+        ("name", "part", "count"),
+        [
+            ("andi", "network", 7.54),
+            ("disyre", "network", 39.25),
+            ("riad", "network", 6.27),
+            ("itermask2", "first", 6.75),
+            ("itermask2", "second", 6.75),
+        ],
+    )
+    def test_parameters(self, name: str, part: str, count: float) -> None:
+        with torch.device("meta"):
+            method = create_method(name, "paper")
+        assert million(method.get_submodule(part)) == pytest.approx(count, rel=0.01)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(name, marks=pytest.mark.slow) if name in ("andi", "disyre") else name
+            for name in PUBLISHED
+            if name != "context_vae"  # 0.8 thousand million weights
+        ],
+    )
+    def test_a_step_and_a_slice(self, name: str, slices: Slices) -> None:
+        torch.manual_seed(0)
+        method = create_method(name, "paper", small_config(name, "paper"))
+        healthy = [brain_slices(2, seed) for seed in range(2)]
+        method.fit(healthy)
+        if method.presets["paper"].schedule is not None:
+            before = copy.deepcopy(method.state_dict())
+            method.train()
+            optimiser = torch.optim.AdamW(method.parameters(), lr=1e-4)
+            loss = method.training_loss(healthy[0][:1], generator())
+            loss.backward()
+            optimiser.step()
+            assert torch.isfinite(loss) and loss.detach() > 0
+            assert any(not torch.equal(before[key], value) for key, value in method.named_parameters())
+        method.eval().requires_grad_(False)
+        method.finish([healthy[1][:1]])
+        scores = method.score(slices[:1], generator())
+        assert scores.shape == (1, 1, 80, 96) and torch.isfinite(scores).all()
+        assert scores.min() >= 0 and scores.max() > 0 and not scores[~slices.masks[:1]].any()
+
+
+class TestFrame:
+    def test_maps_come_back_to_where_they_were(self) -> None:
+        made, frame = brain_slices(2), Frame(224, 2)
+        images, masks = frame.enter(made.images, made.masks)
+        assert images.shape == masks.shape == (2, 1, 224, 224)
+        assert not images[~masks].any()
+        torch.testing.assert_close(frame.leave(masks.float(), made.images.shape), made.masks.float())
+        marked = torch.zeros_like(images)
+        marked[:, :, 32 + 2 * 10 : 32 + 2 * 11, 16 + 2 * 70 : 16 + 2 * 71] = 1  # 80 x 96 in the middle of 112 x 112
+        back = frame.leave(marked, made.images.shape)
+        assert back.sum() == 2 and back[0, 0, 10, 70] == back[1, 0, 10, 70] == 1
+
+    def test_smooth_images_survive(self) -> None:
+        made, frame = brain_slices(2), Frame(224, 2)
+        back = frame.leave(frame.enter(made.images, made.masks)[0], made.images.shape)
+        error = (back - made.images).abs()[..., 30:50, 30:60]
+        assert error.max() < 0.02
+
+    def test_no_frame_changes_nothing(self) -> None:
+        made = brain_slices(1)
+        assert Frame().enter(made.images, made.masks)[0] is made.images
+
+    def test_slices_that_do_not_fit_are_refused(self) -> None:
+        made = brain_slices(1)
+        with pytest.raises(ValueError, match="192"):
+            Frame(128, 2).enter(made.images, made.masks)
+
+
+class TestAndi:
+    def test_the_factor_is_that_of_the_posterior_means(self) -> None:
+        """The published score, taken literally, equals the factorised one."""
+        with torch.device("meta"):
+            method = create_method("andi", "paper")
+        assert method.posterior_factor() == pytest.approx(6.64e-4, rel=0.01)
+        times = method.times().double()
+        noise, truth, guess = (torch.rand(3, 100, generator=generator(2), dtype=torch.float64) * 2 - 1).unbind()
+        later, sooner = method.log_snr(times), method.log_snr(times - 1e-3)
+        alpha, sigma = torch.sigmoid(later).sqrt(), torch.sigmoid(-later).sqrt()
+        noisy = alpha * truth + sigma * noise
+        share = 1 - torch.exp(later - sooner)  # of the clean slice in the mean of one reverse step
+        next_alpha = torch.sigmoid(sooner).sqrt()
+        steps = [next_alpha * (noisy * (1 - share) / alpha + share * clean) for clean in (guess, truth)]
+        literal = (steps[0] - steps[1]).square().log().mean().exp()
+        direct = method.posterior_factor() * (guess - truth).square().log().mean().exp()
+        assert float(literal) == pytest.approx(float(direct), rel=1e-9)
+
+    def test_levels_of_the_published_score(self) -> None:
+        with torch.device("meta"):
+            method = create_method("andi", "paper")
+        with torch.device("cpu"):
+            times = method.times()
+        torch.testing.assert_close(times, torch.linspace(0.125, 0.026, 100))
+        ratios = method.log_snr(times)
+        assert float(ratios[0]) == pytest.approx(0.45, abs=0.01) and float(ratios[-1]) == pytest.approx(3.60, abs=0.01)
+
+    def test_levels_of_the_compact_score_are_even_in_log_snr(self) -> None:
+        method = create_method("andi")
+        ratios = method.log_snr(method.times())
+        assert (ratios.diff() > 0).all()
+        torch.testing.assert_close(ratios.diff(), ratios.diff().mean().expand(19), atol=0.01, rtol=0.02)
+
+    def test_pixels_of_twice_the_edge_get_a_quarter_of_the_noise_power(self) -> None:
+        fine, coarse = (create_method("andi", config={"widths": (8,), "side": side}) for side in (224, 112))
+        time = torch.tensor([0.1])
+        assert float(coarse.log_snr(time) - fine.log_snr(time)) == pytest.approx(np.log(4), rel=1e-4)
+
+    def test_a_perfect_model_finds_nothing_and_a_blind_one_everything(self) -> None:
+        method, made = create_method("andi"), brain_slices(1)
+        method._cleaned = lambda images, time, noise: images
+        assert method.score(made, generator()).max() <= 0.51 * method.config.floor**0.5
+        method._cleaned = lambda images, time, noise: -torch.ones_like(images)
+        torch.testing.assert_close(method.score(made, generator()), made.images, atol=1e-3, rtol=1e-3)
+
+    @pytest.mark.parametrize("option", ["noise_per_batch", "unscaled_time", "published_scale", "even_times"])
+    def test_options_count(self, option: str) -> None:
+        torch.manual_seed(0)
+        config = {"widths": (8, 16), "levels": 3}
+        plain, other = (create_method("andi", config=config | {option: value}) for value in (False, True))
+        move(plain)
+        other.load_state_dict(plain.state_dict())
+        made = brain_slices(2)
+        loss = [float(method.training_loss(made, generator())) for method in (plain, other)]
+        score = [method.score(made, generator()) for method in (plain, other)]
+        assert loss[0] != loss[1] or not torch.allclose(score[0], score[1])
+
+
+def move(method: Method) -> None:
+    """Move weights away from their start, where some are zero."""
+    with torch.no_grad():
+        for weight in method.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=generator(weight.numel())))
+
+
+class TestRiad:
+    def test_no_pixel_is_seen_by_its_own_inpainting(self) -> None:
+        """With a network that hands its input on, all that is stitched together was hidden."""
+        method = create_method("riad")
+        method.network = torch.nn.Identity()
+        made = brain_slices(2)
+        for cell in method.config.cells:
+            assert not method._stitched(made.images, cell, generator()).any()
+
+    @pytest.mark.parametrize("cell", [7, 8])
+    def test_every_pixel_is_inpainted_once(self, cell: int) -> None:
+        class Ones(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return torch.ones_like(x)
+
+        method = create_method("riad")
+        method.network = Ones()
+        assert (method._stitched(brain_slices(2).images, cell, generator()) == 1).all()
+
+    def test_a_perfect_inpainting_scores_nothing(self) -> None:
+        method, made = create_method("riad"), brain_slices(2)
+        method._stitched = lambda images, cell, generator: images
+        assert method.score(made, generator()).max() < 1e-5
+
+    def test_published_weights_favour_large_squares(self) -> None:
+        weighted, plain = (create_method("riad", config={"published_weights": value}) for value in (True, False))
+        for method in (weighted, plain):
+            method._stitched = lambda images, cell, generator: images * (cell != 16)
+        made = brain_slices(1)
+        share = weighted.score(made, generator()) / plain.score(made, generator()).clamp(min=1e-9)
+        torch.testing.assert_close(share[made.masks], torch.full_like(share[made.masks], 3 / 30), rtol=1e-3, atol=1e-3)
+
+    def test_the_minimum_is_subtracted_on_request_alone(self) -> None:
+        torch.manual_seed(0)
+        plain, less = (create_method("riad", config={"widths": (8, 16), "subtract_minimum": v}) for v in (False, True))
+        less.load_state_dict(plain.state_dict())
+        made = brain_slices(1)
+        first, second = plain.score(made, generator()), less.score(made, generator())
+        assert first[made.masks].min() > second[made.masks].min()
+
+
+class TestIterMask2:
+    def test_the_threshold_is_the_quantile_of_hidden_errors(self) -> None:
+        method = create_method("itermask2", config={"quantile": 1.0, "slices": 8})
+        method._inpaint = lambda images, hint, hidden, noise: images + 0.5
+        method.finish([brain_slices(4, seed) for seed in range(3)])
+        assert float(method.threshold) == pytest.approx(0.25, rel=1e-4)
+        assert "threshold" in method.state_dict()
+
+    def test_the_mask_shrinks_to_what_cannot_be_inpainted(self) -> None:
+        method, made = create_method("itermask2", config={"first_share": 1.0}), brain_slices(2, seed=4)
+        sick = torch.zeros_like(made.masks)
+        sick[:, :, 30:40, 40:50] = True
+        method._inpaint = lambda images, hint, hidden, noise: images + 1.0 * sick[: len(images)]
+        method.threshold.fill_(0.5)
+        _, _, hidden = method._shrink(made, generator())
+        assert torch.equal(hidden, sick)
+        scores = method.score(made, generator())
+        assert (scores[sick] == 2).all() and not scores[~sick].any()
+
+    def test_a_slice_that_is_done_is_left_alone(self) -> None:
+        method, made = create_method("itermask2", config={"first_share": 1.0}), brain_slices(2)
+        calls = []
+
+        def inpaint(images: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            calls.append(len(images))
+            return images
+
+        method._inpaint = inpaint
+        method._shrink(made, generator())
+        assert calls == [2]
+
+    def test_the_hint_has_no_low_frequencies_but_keeps_the_rest(self) -> None:
+        method = create_method("itermask2")
+        smooth, rough = torch.ones(1, 1, 80, 96), torch.ones(1, 1, 80, 96)
+        rough[..., ::2] = -1
+        assert method.hint(smooth).abs().max() < 1e-5
+        torch.testing.assert_close(method.hint(rough), rough, atol=1e-5, rtol=1e-5)
+
+    def test_the_two_networks_share_no_gradient(self) -> None:
+        method, made = create_method("itermask2"), brain_slices(2)
+        method.second.requires_grad_(False)
+        method.training_loss(made, generator()).backward()
+        assert all(weight.grad is not None for weight in method.first.parameters())
+
+
+class TestPublishedDisyre:
+    def test_labels(self) -> None:
+        assert published_label(torch.tensor([1.0, 0.727, 0.272, 0.051, 0.0045, 0.0])).tolist() == [
+            0,
+            24,
+            49,
+            74,
+            99,
+            99,
+        ]
+
+    def test_windows_are_blended_without_a_seam(self) -> None:
+        method = create_method("disyre", config={"widths": (8, 16), "window": 48, "step": 16})
+        method._restore = lambda images, strength: images
+        made = brain_slices(2)
+        torch.testing.assert_close(method._restored(made, 0.5), made.images)
+        assert method.score(made, generator()).max() < 1e-5
+
+    def test_brain_share_lowers_scores(self) -> None:
+        plain, less = (create_method("disyre", config={"widths": (8, 16), "brain_share": v}) for v in (False, True))
+        move(plain)
+        less.load_state_dict(plain.state_dict())
+        made = brain_slices(1)
+        share = float(made.masks.float().mean())
+        torch.testing.assert_close(less.score(made, generator()), share * plain.score(made, generator()))
+
+
+class TestScanScore:
+    def test_the_highest_tenth_counts(self) -> None:
+        assert scan_score(torch.arange(40.0)) == pytest.approx(37.5)
+        assert scan_score(torch.tensor([3.0])) == 3.0

@@ -8,7 +8,7 @@ from typing import Any
 from UADBenchLib.errors import InputError
 from UADBenchLib.methods.base import Method
 
-_MODULES = ("denoising_autoencoder", "disyre", "intensity_norm")
+_MODULES = ("andi", "denoising_autoencoder", "disyre", "intensity_norm", "itermask2", "riad")
 
 
 def list_methods() -> list[str]:
