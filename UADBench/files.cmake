@@ -63,14 +63,23 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/methods/base.py
   UADBenchLib/methods/denoising_autoencoder.py
   UADBenchLib/methods/disyre.py
+  UADBenchLib/methods/fae.py
+  UADBenchLib/methods/features.py
   UADBenchLib/methods/frame.py
   UADBenchLib/methods/intensity_norm.py
   UADBenchLib/methods/itermask2.py
+  UADBenchLib/methods/patchcore.py
   UADBenchLib/methods/registry.py
+  UADBenchLib/methods/reverse_distillation.py
   UADBenchLib/methods/riad.py
+  UADBenchLib/methods/ssl_backbone.py
+  UADBenchLib/methods/uniad.py
   UADBenchLib/networks/__init__.py
+  UADBenchLib/networks/backbones.py
   UADBenchLib/networks/denoising_unet.py
   UADBenchLib/networks/diffusion_unet.py
+  UADBenchLib/networks/distillation.py
+  UADBenchLib/networks/query_transformer.py
   UADBenchLib/networks/similarity.py
   UADBenchLib/networks/unet.py
   UADBenchLib/preprocessing/__init__.py

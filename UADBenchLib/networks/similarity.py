@@ -3,9 +3,17 @@ al. 2014), as maps, for losses and scores alike."""
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """A context in which mixed precision is off."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
 
 
 def ssim_map(
@@ -22,23 +30,28 @@ def ssim_map(
     unit : float
         Range of the values, which the stabilising constants belong to.
     """
-    first, second = first.float(), second.float()
-    channels = first.shape[1]
-    offsets = torch.arange(window, device=first.device) - window // 2
-    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
-    weights = (weights / weights.sum()).expand(channels, 1, window)
-    pad = window // 2 if padded else 0
+    with full_precision(first.device):  # variances are small differences of large numbers
+        first, second = first.float(), second.float()
+        down, across = (_band(size, window, sigma, padded, first.device) for size in first.shape[-2:])
 
-    def smooth(values: Tensor) -> Tensor:
-        values = F.conv2d(values, weights[..., None], padding=(pad, 0), groups=channels)
-        return F.conv2d(values, weights[:, :, None], padding=(0, pad), groups=channels)
+        def smooth(values: Tensor) -> Tensor:
+            return torch.matmul(down, values) @ across.T
 
-    mean1, mean2 = smooth(first), smooth(second)
-    variance1, variance2 = smooth(first**2) - mean1**2, smooth(second**2) - mean2**2
-    covariance = smooth(first * second) - mean1 * mean2
-    c1, c2 = (0.01 * unit) ** 2, (0.03 * unit) ** 2
-    luminance = (2 * mean1 * mean2 + c1) / (mean1**2 + mean2**2 + c1)
-    return luminance * (2 * covariance + c2) / (variance1.clamp(min=0) + variance2.clamp(min=0) + c2)
+        mean1, mean2 = smooth(first), smooth(second)
+        squares1, squares2, product = mean1**2, mean2**2, mean1 * mean2
+        c1, c2 = (0.01 * unit) ** 2, (0.03 * unit) ** 2
+        spread = (smooth(first**2) - squares1).clamp(min=0) + (smooth(second**2) - squares2).clamp(min=0)
+        shared = smooth(first * second) - product
+        return (2 * product + c1) * (2 * shared + c2) / ((squares1 + squares2 + c1) * (spread + c2))
+
+
+def _band(size: int, window: int, sigma: float, padded: bool, device: torch.device) -> Tensor:
+    """The matrix that takes a line of ``size`` values to its Gaussian means."""
+    places = torch.arange(size, device=device)
+    centres = places if padded else places[window // 2 : size - window // 2]
+    offsets = places[None] - centres[:, None]
+    one = torch.exp(-((torch.arange(window, device=device) - window // 2) ** 2) / (2 * sigma**2)).sum()
+    return torch.exp(-(offsets**2) / (2 * sigma**2)) / one * (offsets.abs() <= window // 2)
 
 
 GMS_CONSTANT = 0.0026
@@ -58,7 +71,8 @@ def gradient_similarity_maps(first: Tensor, second: Tensor, scales: int = 4) -> 
 
 def _gradient(images: Tensor) -> Tensor:
     """Magnitude of the Prewitt gradient, borders left out."""
-    edge = images.new_tensor([1.0, 0.0, -1.0]).expand(3, 3) / 3
-    across = F.conv2d(images, edge[None, None])
-    down = F.conv2d(images, edge.T[None, None])
-    return (across**2 + down**2 + 1e-12).sqrt()
+    with full_precision(images.device):
+        edge = images.new_tensor([1.0, 0.0, -1.0]).expand(3, 3) / 3
+        across = F.conv2d(images, edge[None, None])
+        down = F.conv2d(images, edge.T[None, None])
+        return (across**2 + down**2 + 1e-12).sqrt()
