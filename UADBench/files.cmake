@@ -61,6 +61,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/methods/__init__.py
   UADBenchLib/methods/andi.py
   UADBenchLib/methods/base.py
+  UADBenchLib/methods/context_vae.py
   UADBenchLib/methods/denoising_autoencoder.py
   UADBenchLib/methods/disyre.py
   UADBenchLib/methods/fae.py

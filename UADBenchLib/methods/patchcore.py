@@ -35,10 +35,8 @@ class PatchCoreConfig(FeatureConfig):
     pooled : int
         Length of the description: each map's neighbourhoods are pooled to it, then all maps together, as published; 0
         averages neighbourhoods instead and keeps every channel.
-    memory : int
-        Descriptions kept.
-    pool : int
-        Descriptions drawn at random from all, which the memory is chosen from.
+    memory, pool : int
+        Descriptions kept, and drawn at random from all, which those kept are chosen from; 1 % as published.
     projection : int
         Dimensions of the random projection in which distances are measured while choosing.
     starts : int
@@ -76,6 +74,7 @@ PAPER = PatchCoreConfig(
     augment=False,
     neighbourhood=5,
     pooled=1024,
+    pool=1_000_000,
     projection=128,
     place_mm=0.0,
     brain_only=False,
@@ -108,16 +107,18 @@ class PatchCore(FeatureMethod):
     def _gather(self, batches: Iterable[Slices], generator: torch.Generator) -> Tensor:
         """An even random sample of all descriptions (at most ``pool``), in one pass and bounded memory: each gets a
         random key, and the smallest keys stay."""
-        kept, keys = torch.zeros(0, self.memory.shape[1]), torch.zeros(0)
+        kept, keys = torch.zeros(self.config.pool, self.memory.shape[1]), torch.zeros(0)
         for batch in batches:
             found = self._describe(batch).cpu()
             if self.config.brain_only:
                 found = found[self._with_brain(batch)]
-            kept, keys = torch.cat([kept, found]), torch.cat([keys, torch.rand(len(found), generator=generator)])
-            if len(kept) > self.config.pool:
-                keys, chosen = keys.topk(self.config.pool, largest=False)
-                kept = kept[chosen]
-        return kept
+            fresh = torch.rand(len(found), generator=generator)
+            room = min(len(kept) - len(keys), len(found))
+            kept[len(keys) : len(keys) + room] = found[:room]
+            keys = torch.cat([keys, fresh[:room]])
+            if room < len(found):
+                _replace(kept, keys, found[room:], fresh[room:])
+        return kept[: len(keys)]
 
     def _grid(self, slices: Slices) -> tuple[int, int]:
         """Patches down and across."""
@@ -186,6 +187,15 @@ class PatchCore(FeatureMethod):
             found.append(least.clamp(min=0))
         distances = torch.cat(found)
         return distances if self.config.squared else distances.sqrt()
+
+
+def _replace(kept: Tensor, keys: Tensor, found: Tensor, fresh: Tensor) -> None:
+    """Let rows of ``found`` with keys ``fresh`` take the places of rows whose keys are larger, in place."""
+    together = torch.cat([keys, fresh])
+    stays = torch.zeros(len(together), dtype=torch.bool)
+    stays[together.topk(len(keys), largest=False).indices] = True
+    free, enters = ~stays[: len(keys)], stays[len(keys) :]
+    kept[free], keys[free] = found[enters], fresh[enters]
 
 
 def farthest_points(pool: Tensor, config: PatchCoreConfig, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ from UADBenchLib.methods.base import Method
 
 _MODULES = (
     "andi",
+    "context_vae",
     "denoising_autoencoder",
     "disyre",
     "fae",

@@ -2,7 +2,7 @@
 
 Feature maps of a frozen backbone become the tokens of one grid; a transformer that cannot simply copy them (see
 ``networks.query_transformer``) reconstructs them, from jittered tokens in training. The score is the length of the
-error. The compact preset standardises features, so that no loud channel rules the others, and has a finer grid.
+error. The compact preset standardises features, so that no loud channel rules the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class UniadConfig(FeatureConfig):
     """
 
     taps: tuple[str, ...] = ("stem", "stage1", "stage2", "stage3")
-    grid: tuple[int, int] = (15, 18)
+    grid: tuple[int, int] = (10, 12)
     width: int = 128
     heads: int = 4
     inner: int = 384
@@ -69,7 +69,7 @@ class Uniad(FeatureMethod):
     name = "uniad"
     paper = "You et al. 2022, arXiv 2206.03687"
     presets = {
-        "compact": Preset(UniadConfig(), Schedule(steps=4_000, learning_rate=5e-4, clip=0.1)),
+        "compact": Preset(UniadConfig(), Schedule(steps=3_000, learning_rate=5e-4, clip=0.1)),
         "paper": Preset(PAPER, published(25_000, clip=0.1)),
     }
 

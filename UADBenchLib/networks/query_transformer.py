@@ -1,5 +1,8 @@
-"""The transformer of UniAD (You et al. 2022, arXiv 2206.03687): it reconstructs the tokens of a feature map, and is kept
-from copying them by attention that cannot see a token's neighbourhood and by learned queries in every decoder layer."""
+"""The transformer of UniAD (You et al. 2022, arXiv 2206.03687): it reconstructs the tokens of a feature map.
+
+It is kept from copying them by attention that cannot see a token's neighbourhood and by learned queries in every
+decoder layer.
+"""
 
 from __future__ import annotations
 
