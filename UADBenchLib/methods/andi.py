@@ -106,7 +106,7 @@ class Andi(Method):
     name = "andi"
     paper = "Frotscher et al. 2023, arXiv 2312.04275"
     presets = {
-        "compact": Preset(AndiConfig(), Schedule(steps=3_000, learning_rate=8e-4)),
+        "compact": Preset(AndiConfig(), Schedule(steps=6_000, learning_rate=8e-4)),
         "paper": Preset(PAPER, published(15_000, ema=0.9999)),
     }
 

@@ -83,7 +83,7 @@ class ContextVae(Method):
     name = "context_vae"
     paper = "Zimmerer et al. 2018, arXiv 1812.05941; Chatterjee et al. 2022, arXiv 2201.13271"
     presets = {
-        "compact": Preset(ContextVaeConfig(), Schedule(steps=5_000, batch=32, learning_rate=1e-3)),
+        "compact": Preset(ContextVaeConfig(), Schedule(steps=10_000, batch=32, learning_rate=1e-3)),
         # The number of steps is not published.
         "paper": Preset(PAPER, published(50_000, batch=32)),
     }

@@ -99,7 +99,7 @@ class Fae(FeatureMethod):
     name = "fae"
     paper = "Meissen et al. 2022, arXiv 2208.10992"
     presets = {
-        "compact": Preset(FaeConfig(), Schedule(steps=3_000, learning_rate=1e-3)),
+        "compact": Preset(FaeConfig(), Schedule(steps=5_000, learning_rate=1e-3)),
         # T1w; twice the steps for T2w.
         "paper": Preset(PAPER, published(20_000)),
     }

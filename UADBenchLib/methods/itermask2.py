@@ -95,12 +95,12 @@ PAPER = IterMask2Config(
 
 
 class IterMask2(Method):
-    """Score: squared error of the last reconstruction, in units of half the intensity range's sixth."""
+    """Score: squared error of the last reconstruction, intensities in [-3, 3]."""
 
     name = "itermask2"
     paper = "Liang et al. 2024, arXiv 2406.02422"
     presets = {
-        "compact": Preset(IterMask2Config(), Schedule(steps=2_500, learning_rate=8e-4)),
+        "compact": Preset(IterMask2Config(), Schedule(steps=5_000, learning_rate=8e-4)),
         "paper": Preset(PAPER, published(100_000, ema=0.9999)),
     }
 

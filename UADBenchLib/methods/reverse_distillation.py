@@ -70,7 +70,7 @@ class ReverseDistillation(FeatureMethod):
     name = "reverse_distillation"
     paper = "Deng & Li 2022, arXiv 2201.10703"
     presets = {
-        "compact": Preset(ReverseDistillationConfig(), Schedule(steps=3_000, learning_rate=2e-3)),
+        "compact": Preset(ReverseDistillationConfig(), Schedule(steps=6_000, learning_rate=2e-3)),
         # T1w; 15,000 steps for T2w.
         "paper": Preset(PAPER, published(20_000)),
     }

@@ -79,7 +79,7 @@ class Riad(Method):
     name = "riad"
     paper = "Zavrtanik et al. 2021, doi:10.1016/j.patcog.2020.107706"
     presets = {
-        "compact": Preset(RiadConfig(), Schedule(steps=3_000, batch=4, learning_rate=1e-3)),
+        "compact": Preset(RiadConfig(), Schedule(steps=6_000, batch=4, learning_rate=1e-3)),
         # T1w; the published rate for T2w is 5e-5.
         "paper": Preset(PAPER, published(100_000, batch=16, learning_rate=5e-6)),
     }

@@ -69,7 +69,7 @@ class Uniad(FeatureMethod):
     name = "uniad"
     paper = "You et al. 2022, arXiv 2206.03687"
     presets = {
-        "compact": Preset(UniadConfig(), Schedule(steps=3_000, learning_rate=5e-4, clip=0.1)),
+        "compact": Preset(UniadConfig(), Schedule(steps=5_000, learning_rate=5e-4, clip=0.1)),
         "paper": Preset(PAPER, published(25_000, clip=0.1)),
     }
 
