@@ -39,6 +39,8 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/corruption/anomalies.py
   UADBenchLib/corruption/augmentation.py
   UADBenchLib/corruption/coarse_noise.py
+  UADBenchLib/corruption/inpainting.py
+  UADBenchLib/corruption/noise.py
   UADBenchLib/errors.py
   UADBenchLib/evaluation/__init__.py
   UADBenchLib/evaluation/compare.py
@@ -60,12 +62,29 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/inference/weights.py
   UADBenchLib/inference/worker.py
   UADBenchLib/methods/__init__.py
+  UADBenchLib/methods/andi.py
   UADBenchLib/methods/base.py
+  UADBenchLib/methods/context_vae.py
   UADBenchLib/methods/denoising_autoencoder.py
   UADBenchLib/methods/disyre.py
+  UADBenchLib/methods/fae.py
+  UADBenchLib/methods/features.py
+  UADBenchLib/methods/frame.py
   UADBenchLib/methods/intensity_norm.py
+  UADBenchLib/methods/itermask2.py
+  UADBenchLib/methods/patchcore.py
   UADBenchLib/methods/registry.py
+  UADBenchLib/methods/reverse_distillation.py
+  UADBenchLib/methods/riad.py
+  UADBenchLib/methods/ssl_backbone.py
+  UADBenchLib/methods/uniad.py
   UADBenchLib/networks/__init__.py
+  UADBenchLib/networks/backbones.py
+  UADBenchLib/networks/denoising_unet.py
+  UADBenchLib/networks/diffusion_unet.py
+  UADBenchLib/networks/distillation.py
+  UADBenchLib/networks/query_transformer.py
+  UADBenchLib/networks/similarity.py
   UADBenchLib/networks/unet.py
   UADBenchLib/preprocessing/__init__.py
   UADBenchLib/preprocessing/bias_field.py

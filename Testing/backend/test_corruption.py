@@ -12,10 +12,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from UADBenchLib.corruption import anomalies, augmentation
 from UADBenchLib.corruption.anomalies import ShapeRange, draw_shapes, foreign_texture, intensity_bias, tissue_levels
 from UADBenchLib.corruption.coarse_noise import coarse_noise
+from UADBenchLib.corruption.inpainting import inpainting_masks
+from UADBenchLib.corruption.noise import pyramid_noise, slice_noise
 
 SEEDS = st.integers(min_value=0, max_value=2**31 - 1)
 few = hypothesis_settings(max_examples=15)
@@ -282,3 +285,53 @@ def test_every_random_function_takes_a_generator(module: object) -> None:
     for name, function in inspect.getmembers(module, inspect.isfunction):
         if "rand" in inspect.getsource(function) and function.__module__ == module.__name__ and name != "apply":
             assert "generator" in inspect.signature(function).parameters, name
+
+
+class TestPyramidNoise:
+    def test_every_slice_has_unit_spread_and_structure(self) -> None:
+        noise = pyramid_noise((4, 1, 80, 96), torch.Generator().manual_seed(0))
+        torch.testing.assert_close(noise.std(dim=(1, 2, 3)), torch.ones(4))
+        smooth = F.avg_pool2d(noise, 8)
+        assert (smooth.std(dim=(1, 2, 3)) > 1.4 / 8).all()  # white noise would leave 1 / 8
+
+    def test_a_slice_does_not_depend_on_the_next(self) -> None:
+        one, two = (pyramid_noise((n, 1, 20, 24), torch.Generator().manual_seed(0)) for n in (1, 2))
+        assert torch.equal(one, two[:1])
+        whole = pyramid_noise((4, 1, 20, 24), torch.Generator().manual_seed(0), per_slice=False)
+        assert float(whole.std()) == pytest.approx(1, abs=1e-4) and not torch.equal(one, whole[:1])
+
+    def test_noise_for_scoring_belongs_to_the_position(self) -> None:
+        positions = torch.tensor([5, 9])
+        both = slice_noise(positions, (2, 1, 8, 8), torch.Generator().manual_seed(0))
+        last = slice_noise(positions[1:], (1, 1, 8, 8), torch.Generator().manual_seed(0))
+        assert torch.equal(both[1:], last) and not torch.equal(both[0], both[1])
+        other = slice_noise(positions, (2, 1, 8, 8), torch.Generator().manual_seed(1))
+        assert not torch.equal(both, other)
+
+
+class TestInpaintingMasks:
+    def brains(self, count: int) -> torch.Tensor:
+        y, x = torch.meshgrid(torch.linspace(-1, 1, 80), torch.linspace(-1, 1, 96), indexing="ij")
+        return (y**2 + x**2 < 0.8).expand(count, 1, 80, 96).clone()
+
+    def test_masks_lie_in_the_brain_and_differ(self) -> None:
+        brains = self.brains(64)
+        masks = inpainting_masks(brains, torch.Generator().manual_seed(0), pixel_mm=2.0)
+        assert not (masks & ~brains).any()
+        share = masks.flatten(1).sum(1) / brains.flatten(1).sum(1)
+        assert (share > 0).all() and share.max() < 0.9
+        assert share.quantile(0.9) > 3 * share.quantile(0.1)
+
+    def test_an_empty_slice_gets_no_mask(self) -> None:
+        brains = self.brains(3)
+        brains[1] = False
+        masks = inpainting_masks(brains, torch.Generator().manual_seed(0), pixel_mm=2.0)
+        assert masks[0].any() and not masks[1].any() and masks[2].any()
+
+    def test_larger_pixels_give_the_same_millimetres(self) -> None:
+        fine = F.interpolate(self.brains(48).float(), scale_factor=2.0).bool()
+        shares = [
+            float(inpainting_masks(brains, torch.Generator().manual_seed(1), pixel_mm=edge).float().mean())
+            for brains, edge in ((self.brains(48), 2.0), (fine, 1.0))
+        ]
+        assert shares[0] == pytest.approx(shares[1], rel=0.35)

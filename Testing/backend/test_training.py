@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import Laboratory, table_row, write_cohort
+from builders import Laboratory, make_bundle, table_row, write_cohort
 
 from UADBenchLib.bundles.bundle import load_bundle, load_metadata
 from UADBenchLib.cohort import read_cohort
 from UADBenchLib.errors import CancelledError, InputError
-from UADBenchLib.methods.base import Preset, Schedule
+from UADBenchLib.methods.base import Preset, Schedule, published
 from UADBenchLib.methods.denoising_autoencoder import DenoisingAutoencoder, DenoisingAutoencoderConfig
 from UADBenchLib.methods.disyre import Disyre, DisyreConfig
+from UADBenchLib.methods.fae import Fae, FaeConfig
+from UADBenchLib.methods.itermask2 import IterMask2, IterMask2Config
+from UADBenchLib.methods.patchcore import PatchCore, PatchCoreConfig
 from UADBenchLib.training import trainer
 from UADBenchLib.training.trainer import train
 
@@ -31,6 +34,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     autoencoder = DenoisingAutoencoderConfig(widths=(8, 16))
     monkeypatch.setitem(DenoisingAutoencoder.presets, "compact", Preset(autoencoder, schedule))
     monkeypatch.setitem(Disyre.presets, "compact", Preset(DisyreConfig(widths=(8, 16)), schedule))
+    features = FaeConfig(widths=(8, 8, 8), source="random")
+    monkeypatch.setitem(Fae.presets, "compact", Preset(features, schedule))
 
 
 def run(laboratory: Laboratory, out: Path, method: str = "denoising_autoencoder", **options: Any) -> dict[str, Any]:
@@ -96,6 +101,76 @@ class TestBundle:
         assert not torch.allclose(levels, torch.linspace(0.1, 0.9, 5), atol=1e-3)
 
 
+class TestFinish:
+    @pytest.fixture
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(
+            IterMask2.presets,
+            "compact",
+            Preset(
+                IterMask2Config(first_widths=(8, 16), widths=(8, 16), slices=8), Schedule(steps=2, batch=2, warm_up=0)
+            ),
+        )
+
+    def test_what_depends_on_the_kept_weights_is_measured_with_them(
+        self, small: None, laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[tuple[bool, torch.Tensor]] = []
+        real = IterMask2.finish
+
+        def watch(method: IterMask2, batches: Any) -> None:
+            seen.append((method.training, method.second.stem.weight.clone()))
+            real(method, batches)
+
+        monkeypatch.setattr(IterMask2, "finish", watch)
+        run(laboratory, tmp_path / "a", "itermask2")
+        ((training, weight),) = seen
+        loaded = load_bundle(tmp_path / "a").method
+        assert not training and torch.equal(weight.half().float(), loaded.second.stem.weight)
+        assert 0 < float(loaded.threshold) != pytest.approx(0.1)
+
+    def test_running_averages_of_the_kept_weights_are_those_of_training(
+        self, laboratory: Laboratory, tmp_path: Path
+    ) -> None:
+        run(laboratory, tmp_path / "a", "fae", steps=2)
+        loaded = load_bundle(tmp_path / "a").method
+        norm = loaded.network.encoder[0][1]
+        assert norm.running_mean.any() and int(norm.num_batches_tracked) == 2
+
+    def test_the_source_of_a_backbone_is_recorded(
+        self, laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("UADBENCH_MODELS", str(tmp_path / "models"))
+        made = make_bundle(tmp_path / "models" / "ssl-backbone-t1w-compact", "ssl_backbone")
+        monkeypatch.setitem(PatchCore.presets, "compact", Preset(PatchCoreConfig(memory=20, pool=200), None))
+        run(laboratory, tmp_path / "a", "patchcore")
+        origin = load_metadata(tmp_path / "a").trained_on["backbone"]
+        digest = made.metadata.sha256["models/model.safetensors"]
+        assert origin["source"] == "ssl-backbone-t1w-compact" and origin["sha256"] == digest
+        card = (tmp_path / "a" / "docs" / "README.md").read_text()
+        assert "ssl-backbone-t1w-compact" in card and digest in card
+
+    def test_a_backbone_that_is_not_there_ends_it_at_once(
+        self, laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("UADBENCH_MODELS", str(tmp_path))
+        with pytest.raises(InputError) as refusal:
+            run(laboratory, tmp_path / "a", "fae", backbone=str(tmp_path / "none.safetensors"))
+        assert refusal.value.code == "WEIGHTS_MISSING" and not (tmp_path / "a").exists()
+
+    def test_the_published_schedule_keeps_its_rate(
+        self, laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = DenoisingAutoencoderConfig(widths=(8, 16))
+        monkeypatch.setitem(DenoisingAutoencoder.presets, "compact", Preset(config, published(4, batch=2)))
+        run(laboratory, tmp_path / "a")
+        from safetensors.torch import load_file
+
+        arrays = load_file(tmp_path / "a.training" / "checkpoint.safetensors")
+        assert set(arrays["log"][:, 2].tolist()) == {1e-4}
+        assert torch.equal(arrays["averaged.network.stem.weight"], arrays["model.network.stem.weight"])
+
+
 class TestSeeds:
     def test_the_same_seed_gives_the_same_weights(self, laboratory: Laboratory, tmp_path: Path) -> None:
         for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -119,7 +194,7 @@ class TestSeeds:
 
 
 class TestResume:
-    @pytest.mark.parametrize("method", ["denoising_autoencoder", "disyre"])
+    @pytest.mark.parametrize("method", ["denoising_autoencoder", "disyre", "fae"])
     def test_a_resumed_run_takes_the_very_same_steps(
         self, method: str, laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -46,6 +46,9 @@ def _training(metadata: Metadata) -> str:
     ]
     steps = f"{metadata.steps} steps" if metadata.steps else "one pass, no gradient steps"
     history = f"\n\n{trained['history']}" if trained.get("history") else ""
+    if backbone := trained.get("backbone"):
+        file = f", SHA-256 of its weights `{backbone['sha256']}`" if "sha256" in backbone else ""
+        history = f"\n\nFeature backbone: {backbone['source']}{file}." + history
     return (
         f"{trained['scans']} healthy {metadata.contrast} scans of {len(trained['subjects'])} subjects, {steps}, seed "
         f"{metadata.seed}. "

@@ -27,6 +27,15 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     licence: Annotated[str, typer.Option("--licence", help="Under which the weights are given on.")] = "not stated",
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            metavar="SOURCE",
+            help="Weights of the feature backbone: ssl, imagenet, random, a bundle or a safetensors file.",
+            show_default=False,
+        ),
+    ] = None,
     workers: WorkersOption = 1,
     device: DeviceOption = "auto",
     json: JsonOption = False,
@@ -49,6 +58,7 @@ def train(
             resume=resume,
             licence=licence,
             workers=workers,
+            backbone=backbone,
             device=device,
             progress=progress,
         )

@@ -20,7 +20,7 @@ from UADBenchLib.corruption.augmentation import uniform
 
 @dataclass(frozen=True)
 class ShapeRange:
-    """What shapes may look like: radii in pixels, shapes in a slice, share of the edge that is soft."""
+    """What shapes may look like: radii in pixels, shapes in a slice at most, share of the edge that is soft."""
 
     radius: tuple[float, float] = (2.0, 20.0)
     most: int = 3
@@ -40,7 +40,7 @@ def draw_shapes(masks: Tensor, generator: torch.Generator, shapes: ShapeRange) -
 
 def _one_shape(masks: Tensor, generator: torch.Generator, shapes: ShapeRange) -> Tensor:
     count, _, height, width = masks.shape
-    centre = _random_pixels(masks, generator)
+    centre = random_pixels(masks, generator)
     low, high = shapes.radius
     # Log-uniform radii: as many small lesions as large ones.
     radius = torch.exp(uniform(count, 0, 1, generator) * torch.log(torch.tensor(high / low))) * low
@@ -61,7 +61,7 @@ def _one_shape(masks: Tensor, generator: torch.Generator, shapes: ShapeRange) ->
     return ((1 - distance) / soft + 0.5).clamp(0, 1)[:, None]
 
 
-def _random_pixels(masks: Tensor, generator: torch.Generator) -> Tensor:
+def random_pixels(masks: Tensor, generator: torch.Generator) -> Tensor:
     """One random brain pixel of each slice as (N, 2) row and column; the centre of an empty slice."""
     count, _, height, width = masks.shape
     weights = masks.flatten(1).float()

@@ -1,19 +1,23 @@
 """The contract that every method keeps, so that training, inference and the benchmark need to know none of them.
 
-A method is an ``nn.Module`` with a frozen configuration. It learns from healthy slices, either by gradient
-(``training_loss``) or by going through them once (``fit``), and gives every brain pixel of a slice a score: higher
-means more abnormal.
+A method is an ``nn.Module`` with a frozen configuration. It learns from healthy slices: by gradient
+(``training_loss``), and by going through them once before (``fit``) or after the gradient steps (``finish``). It gives
+every brain pixel of a slice a score: higher means more abnormal.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from UADBenchLib.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,10 @@ class Slices:
 @dataclass(frozen=True)
 class Schedule:
     """How a preset is trained: AdamW with a linear warm-up and a cosine to zero, gradients clipped, weights averaged
-    (EMA)."""
+    (EMA).
+
+    ``constant`` keeps the learning rate after the warm-up; ``clip`` infinite and ``ema`` 0 switch these two off.
+    """
 
     steps: int
     batch: int = 16
@@ -57,6 +64,23 @@ class Schedule:
     warm_up: int = 100
     clip: float = 1.0
     ema: float = 0.999
+    constant: bool = False
+
+
+def published(steps: int, batch: int = 128, learning_rate: float = 1e-4, **changes: Any) -> Schedule:
+    """The schedule that the published trainings share: constant rate, no warm-up, no clipping, no averaging."""
+    plain = {"warm_up": 0, "clip": math.inf, "ema": 0.0, "constant": True}
+    return Schedule(steps, batch, learning_rate, **(plain | changes))
+
+
+@contextmanager
+def layer_randomness(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Make dropout layers, which draw from torch's global generator, draw from ``generator`` (CPU) for the time of a
+    forward pass."""
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 @dataclass(frozen=True)
@@ -92,6 +116,34 @@ class Method(nn.Module, ABC):
         """The configuration as plain values, enough to build the same module again."""
         return asdict(self.config)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are. Batches come on the CPU, where everything random is drawn; training moves them."""
+        return next(self.parameters()).device
+
+    def load_pretrained(self, contrast: str, source: str | None = None) -> dict[str, Any]:
+        """Take over weights that are not trained here, before ``fit``; methods without such weights do nothing.
+
+        Parameters
+        ----------
+        contrast : str
+            Of the scans to be trained on.
+        source : str, optional
+            Instead of the configuration's source; see ``methods.features``.
+
+        Returns
+        -------
+        dict
+            Where they came from, as plain values for the bundle's metadata.
+        """
+        if source is not None:
+            raise InputError(
+                "BACKBONE_UNUSED",
+                f"{self.name} has no feature backbone to take from {source!r}",
+                "leave the option out",
+            )
+        return {}
+
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
         """Return the scalar loss of a batch of healthy slices; randomness comes from ``generator`` (CPU) alone."""
         raise TypeError(f"{self.name} is fitted, not trained")
@@ -100,6 +152,10 @@ class Method(nn.Module, ABC):
         """Go once through the healthy slices. Methods trained by gradient use it to measure constants, or not at
         all."""
 
+    def finish(self, batches: Iterable[Slices]) -> None:
+        """Go once through healthy slices after training, with the weights that are kept, to measure what depends on
+        them."""
+
     @abstractmethod
     def score(self, slices: Slices, generator: torch.Generator) -> Tensor:
         """Return (N, 1, X, Y) float32 scores: finite, non-negative, higher = more abnormal, zero outside the brain."""
@@ -107,3 +163,13 @@ class Method(nn.Module, ABC):
     def reconstruct(self, slices: Slices, generator: torch.Generator) -> Tensor | None:
         """Return the pseudo-healthy slices (N, 1, X, Y), or None when the method has none."""
         return None
+
+    def slice_scores(self, slices: Slices, generator: torch.Generator) -> Tensor | None:
+        """Return (N,) one score a slice, higher = more abnormal, 0 without brain, or None when the method has none."""
+        return None
+
+
+def scan_score(slice_scores: Tensor, share: float = 0.1) -> float:
+    """The score of a scan: the mean of the highest ``share`` of its slice scores (N,), at least one of them."""
+    count = max(1, round(share * len(slice_scores)))
+    return float(slice_scores.topk(count).values.mean())

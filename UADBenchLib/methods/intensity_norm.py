@@ -43,7 +43,7 @@ class IntensityNorm(Method):
 
     def fit(self, batches: Iterable[Slices]) -> None:
         """Measure mean and spread of each voxel over the brains that cover it."""
-        total = torch.zeros_like(self.mean, dtype=torch.float64)
+        total = torch.zeros(self.mean.shape, dtype=torch.float64)
         squares, count = torch.zeros_like(total), torch.zeros_like(total)
         for batch in batches:
             inside = batch.masks.double()

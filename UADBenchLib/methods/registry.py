@@ -8,7 +8,20 @@ from typing import Any
 from UADBenchLib.errors import InputError
 from UADBenchLib.methods.base import Method
 
-_MODULES = ("denoising_autoencoder", "disyre", "intensity_norm")
+_MODULES = (
+    "andi",
+    "context_vae",
+    "denoising_autoencoder",
+    "disyre",
+    "fae",
+    "intensity_norm",
+    "itermask2",
+    "patchcore",
+    "reverse_distillation",
+    "riad",
+    "ssl_backbone",
+    "uniad",
+)
 
 
 def list_methods() -> list[str]:

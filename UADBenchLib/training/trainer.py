@@ -53,6 +53,7 @@ def train(
     device: str = "auto",
     store: str | Path | None = None,
     workers: int = 1,
+    backbone: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a method on the healthy training scans of a cohort and write an uncalibrated bundle.
@@ -75,6 +76,8 @@ def train(
         Go on from the checkpoint when there is one.
     licence : str
         Under which the weights are given on; written into the bundle.
+    backbone : str, optional
+        Source of the feature backbone instead of the preset's; see ``methods.features``.
 
     Returns
     -------
@@ -94,6 +97,7 @@ def train(
     if schedule is not None and steps is not None:
         schedule = replace(schedule, steps=steps)
     recipe = Recipe()
+    origin = model.load_pretrained(contrast, backbone)
     rows = _fraction(
         select(read_cohort(cohort, data), split="train", label="healthy", contrast=contrast), fraction, seed
     )
@@ -104,17 +108,17 @@ def train(
         raise InputError("COHORT_EMPTY", "no scan of the cohort could be prepared", "see the warnings above")
     sampler = SliceSampler(stored) if schedule else SliceSampler(stored, minimum_brain=0.0)
     started = time.perf_counter()
-    model.fit(_batches(sampler, model_seed if schedule else None))
+    target = choose_device(device)
+    model.to(target).fit(_batches(sampler, model_seed if schedule else None))
     log: list[dict[str, float]] = []
     if schedule is not None:
-        run = _Run(model, schedule, sampler, seed, Path(f"{out}.training"), choose_device(device))
+        run = _Run(model, schedule, sampler, seed, Path(f"{out}.training"), target)
         log = run.go(resume, progress)
         model = run.averaged
-    bundle = Bundle(
-        _metadata(model, preset, contrast, recipe, stored, seed, len(log), fraction, licence),
-        model.cpu().eval(),
-        recipe,
-    )
+    model.eval().finish(_batches(sampler, torch.Generator().manual_seed(seed)))
+    metadata = _metadata(model, preset, contrast, recipe, stored, seed, len(log), fraction, licence)
+    metadata.trained_on.update(origin)
+    bundle = Bundle(metadata, model.cpu(), recipe)
     saved = save_bundle(bundle, out)
     if log:
         write_text(Path(out) / "docs" / "loss.csv", _loss_table(log))
@@ -200,7 +204,8 @@ class _Run:
         schedule = self.schedule
         indices = torch.randint(len(self.sampler.places), (schedule.batch,), generator=self.generator).tolist()
         rate = schedule.learning_rate * min(1.0, (step + 1) / max(1, schedule.warm_up))
-        rate *= 0.5 * (1 + math.cos(math.pi * step / max(1, schedule.steps)))
+        if not schedule.constant:
+            rate *= 0.5 * (1 + math.cos(math.pi * step / max(1, schedule.steps)))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         with autocast(self.device):

@@ -1,0 +1,156 @@
+"""A feature backbone for slices, trained on healthy ones without labels, for the methods that look at features (fae,
+patchcore, reverse_distillation, uniad).
+
+Three tasks teach it. Two views of a slice that differ as scanners do (tone, inverted contrast, bias field, blur, noise,
+cut-outs) must have features that agree place by place, do not collapse and do not repeat each other (VICReg, Bardes et
+al. 2022, arXiv 2105.04906); every map must tell the slice's intensities without the coarse noise that was added, so
+that local detail is kept; and the deepest one must tell where in the brain it is. No synthetic lesion is shown, so that
+detectors built on it stay comparable with those that are trained on such lesions. As a method of its own it scores how
+far a place's features lie from their healthy mean, in healthy standard deviations: ``intensity_norm`` for features,
+without their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from UADBenchLib.corruption import augmentation
+from UADBenchLib.corruption.coarse_noise import coarse_noise
+from UADBenchLib.methods.base import Method, Preset, Schedule, Slices
+from UADBenchLib.networks.backbones import Backbone
+
+SLICES_HIGH = 84
+"""Axial positions of the model grid."""
+
+
+@dataclass(frozen=True)
+class SslBackboneConfig:
+    """Configuration of the backbone and its tasks.
+
+    Attributes
+    ----------
+    taps : tuple of str
+        Maps that are taught.
+    places : int
+        Places of each map that the views are compared at, in a batch.
+    invariance, variance, covariance : float
+        Weights of VICReg's terms.
+    detail, place : float
+        Weights of the other two tasks.
+    inverted : float
+        Share of views with inverted contrast.
+    """
+
+    architecture: str = "b32"
+    taps: tuple[str, ...] = ("stem", "stage1", "stage2", "stage3")
+    places: int = 1024
+    invariance: float = 10.0
+    variance: float = 10.0
+    covariance: float = 0.5
+    detail: float = 10.0
+    place: float = 2.0
+    inverted: float = 0.3
+
+
+class SslBackbone(Method):
+    """Score: root mean square of standardised features, mean over maps."""
+
+    name = "ssl_backbone"
+    paper = "Bardes et al. 2022, arXiv 2105.04906, with two tasks of this project"
+    presets = {"compact": Preset(SslBackboneConfig(), Schedule(steps=4_500, learning_rate=1e-3))}
+
+    def __init__(self, config: SslBackboneConfig) -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config.architecture, config.taps, frozen=False)
+        channels = self.backbone.channels
+        self.expand = nn.ModuleList(nn.Conv2d(count, 2 * count, 1) for count in channels)
+        self.detail = nn.ModuleList(nn.Conv2d(count, 1, 1) for count in channels)
+        self.place = nn.Conv2d(channels[-1], 3, 1)
+
+    def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
+        # Both views share one geometry: a place is the same place in both.
+        drawn = augmentation.draw(len(slices), generator)
+        images, masks = augmentation.apply(drawn, slices.images, slices.masks)
+        views, targets = zip(*(self._view(images, masks, generator) for _ in range(2)), strict=True)
+        maps = self.backbone.raw(torch.cat(views).to(self.device))
+        targets, inside = torch.cat(targets).to(self.device), torch.cat([masks, masks]).float()
+        loss = torch.zeros((), device=self.device)
+        for values, expand, detail in zip(maps, self.expand, self.detail, strict=True):
+            share = F.adaptive_avg_pool2d(inside, values.shape[-2:])
+            loss = loss + self._vicreg(expand(values).float(), share[: len(images)], generator)
+            share = share.to(self.device)
+            wanted = F.adaptive_avg_pool2d(targets, values.shape[-2:])
+            loss = loss + self.config.detail * _mean_within((detail(values).float() - wanted).square(), share)
+        where = self._places(slices.positions, values.shape[-2:]).to(self.device)
+        error = (self.place(values).float() - torch.cat([where, where])).square()
+        return loss / len(maps) + self.config.place * _mean_within(error, share)
+
+    def _view(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One scanner's look at the slices, with coarse noise and cut-outs; and the same without these two."""
+        count = len(images)
+
+        def per_slice(low: float, high: float) -> Tensor:
+            return augmentation.uniform(count, low, high, generator)[:, None, None, None]
+
+        tone = images.clamp(0, 1.5) ** torch.exp(per_slice(-0.5, 0.5))
+        inverted = per_slice(0, 1) < self.config.inverted
+        tone = torch.where(inverted, 1.1 - tone, tone)
+        field = torch.randn(count, 1, 4, 4, generator=generator) * per_slice(0, 0.15)
+        field = F.interpolate(field, images.shape[-2:], mode="bicubic", align_corners=True)
+        clean = (tone * torch.exp(field) * per_slice(0.8, 1.2) + per_slice(-0.05, 0.05)) * masks
+        noisy = clean + coarse_noise(images, masks, generator, grids=(12, 24, 48), sigma=(0.0, 0.2))
+        noisy = noisy + torch.randn(images.shape, generator=generator) * per_slice(0, 0.05)
+        small = torch.rand(count, 1, 5, 6, generator=generator) < 0.05
+        hidden = F.interpolate(small.float(), images.shape[-2:]) > 0.5
+        return torch.where(hidden, 0.0, noisy) * masks, clean
+
+    def _vicreg(self, values: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
+        """Invariance, variance and covariance of two views (2N, C, h, w) at places in the brain, drawn by the ``share``
+        (N, 1, h, w) of it there."""
+        weights = share.flatten() + 1e-6
+        chosen = torch.multinomial(weights, self.config.places, replacement=True, generator=generator)
+        first, second = values.permute(0, 2, 3, 1).flatten(0, 2).chunk(2)
+        first, second = first[chosen.to(values.device)], second[chosen.to(values.device)]
+        loss = self.config.invariance * F.mse_loss(first, second)
+        for view in (first, second):
+            centred = view - view.mean(dim=0)
+            spread = (centred.square().mean(dim=0) + 1e-4).sqrt()
+            loss = loss + self.config.variance * F.relu(1 - spread).mean() / 2
+            together = (centred.T @ centred / len(centred)).square()
+            loss = loss + self.config.covariance * (together.sum() - together.diagonal().sum()) / together.shape[0]
+        return loss
+
+    @staticmethod
+    def _places(positions: Tensor, size: tuple[int, int]) -> Tensor:
+        """Where each cell of a map lies: distance from the middle plane, front to back, bottom to top; about [-1, 1].
+
+        The side is left out, since slices are mirrored at random.
+        """
+        x, y = (torch.linspace(-1, 1, count) for count in size)
+        z = 2 * positions.cpu().float() / SLICES_HIGH - 1
+        grid = torch.stack(torch.meshgrid(x.abs(), y, indexing="ij")).expand(len(positions), 2, *size)
+        return torch.cat([grid, z[:, None, None, None].expand(-1, 1, *size)], dim=1)
+
+    def finish(self, batches: Iterable[Slices]) -> None:
+        """Measure the healthy mean and spread of every channel."""
+        self.backbone.measure((batch.images, batch.masks) for batch in batches)
+
+    def score(self, slices: Slices, generator: torch.Generator) -> Tensor:
+        total = torch.zeros_like(slices.images)
+        for values in self.backbone(slices.images):
+            far = values.square().mean(dim=1, keepdim=True).sqrt()
+            total += F.interpolate(far, slices.images.shape[-2:], mode="bilinear", align_corners=False)
+        return total / len(self.config.taps) * slices.masks
+
+
+def _mean_within(values: Tensor, share: Tensor) -> Tensor:
+    """Mean of values (N, C, h, w) weighed by ``share`` (N, 1, h, w)."""
+    return (values * share).sum() / (share.sum() * values.shape[1]).clamp(min=1e-6)
+
+
+METHOD = SslBackbone

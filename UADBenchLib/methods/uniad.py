@@ -1,0 +1,107 @@
+"""UniAD (You et al. 2022, arXiv 2206.03687): a transformer reconstructs the features of healthy slices.
+
+Feature maps of a frozen backbone become the tokens of one grid; a transformer that cannot simply copy them (see
+``networks.query_transformer``) reconstructs them, from jittered tokens in training. The score is the length of the
+error. The compact preset standardises features, so that no loud channel rules the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from UADBenchLib.corruption.augmentation import uniform
+from UADBenchLib.methods.base import Preset, Schedule, Slices, layer_randomness, published
+from UADBenchLib.methods.features import FeatureConfig, FeatureMethod, stacked
+from UADBenchLib.networks.query_transformer import QueryTransformer
+
+
+@dataclass(frozen=True)
+class UniadConfig(FeatureConfig):
+    """Configuration of UniAD, beside that of its backbone.
+
+    Attributes
+    ----------
+    grid : (int, int)
+        Rows and columns of tokens.
+    width, heads, inner, encoders, decoders, neighbourhood
+        See ``QueryTransformer``.
+    jitter : (float, float)
+        Range of the noise on tokens in training, relative to a token's length over the number of its channels.
+    """
+
+    taps: tuple[str, ...] = ("stem", "stage1", "stage2", "stage3")
+    grid: tuple[int, int] = (10, 12)
+    width: int = 128
+    heads: int = 4
+    inner: int = 384
+    encoders: int = 2
+    decoders: int = 2
+    neighbourhood: int = 5
+    jitter: tuple[float, float] = (5.0, 20.0)
+
+
+PAPER = UniadConfig(
+    architecture="efficientnet_b4",
+    taps=("stage1", "stage2", "stage3", "stage4"),
+    source="imagenet",
+    standardise=False,
+    size=224,
+    scale=2,
+    augment=False,
+    grid=(14, 14),
+    width=256,
+    heads=8,
+    inner=1024,
+    encoders=4,
+    decoders=4,
+    neighbourhood=7,
+    jitter=(5.0, 5.0),
+)
+
+
+class Uniad(FeatureMethod):
+    """Score: length of the difference between a place's features and their reconstruction."""
+
+    name = "uniad"
+    paper = "You et al. 2022, arXiv 2206.03687"
+    presets = {
+        "compact": Preset(UniadConfig(), Schedule(steps=5_000, learning_rate=5e-4, clip=0.1)),
+        "paper": Preset(PAPER, published(25_000, clip=0.1)),
+    }
+
+    def __init__(self, config: UniadConfig) -> None:
+        super().__init__(config)
+        self.network = QueryTransformer(
+            sum(self.backbone.channels),
+            config.grid,
+            width=config.width,
+            heads=config.heads,
+            inner=config.inner,
+            encoders=config.encoders,
+            decoders=config.decoders,
+            neighbourhood=config.neighbourhood,
+        )
+
+    def _tokens(self, maps: list[Tensor]) -> Tensor:
+        return stacked(maps, self.config.grid).flatten(2).transpose(1, 2)
+
+    def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
+        tokens = self._tokens(self.augmented_maps(slices, generator))
+        noise = torch.randn(tokens.shape, generator=generator)
+        noise = noise * uniform(len(tokens), *self.config.jitter, generator)[:, None, None]
+        length = tokens.norm(dim=2, keepdim=True) / tokens.shape[2]
+        with layer_randomness(generator, self.device):
+            restored = self.network(tokens + noise.to(self.device) * length).float()
+        return F.mse_loss(restored, tokens)
+
+    def score(self, slices: Slices, generator: torch.Generator) -> Tensor:
+        tokens = self._tokens(self.maps(slices))
+        error = (self.network(tokens).float() - tokens).norm(dim=2)
+        return self.to_grid(error.unflatten(1, self.config.grid)[:, None], slices)
+
+
+METHOD = Uniad
