@@ -134,19 +134,19 @@ class TestDomain:
         assert described["distance"] <= described["limit"] and domain_checks(described) == ()
 
     @pytest.mark.parametrize(
-        ("name", "change"),
+        ("names", "change"),
         [
-            ("noise", lambda v, m: v + np.random.default_rng(0).normal(0, 0.3, v.shape) * m),
-            ("white", lambda v, m: np.where(m, 1.0 - v, 0)),
+            ({"noise"}, lambda v, m: v + np.random.default_rng(0).normal(0, 0.3, v.shape) * m),
+            ({"csf", "grey", "white"}, lambda v, m: np.where(m, 1.0 - v, 0)),
         ],
     )
-    def test_another_scan_is_not_and_the_farthest_is_named(self, name: str, change, laboratory: Laboratory) -> None:
+    def test_another_scan_is_not_and_the_farthest_is_named(self, names: set[str], change, laboratory: Laboratory) -> None:
         ready = prepared(laboratory)
         ready.voxels = change(ready.voxels, ready.mask).astype(np.float32)
         described = describe_domain(stored_domain(laboratory), ready, Recipe())
         (check,) = domain_checks(described)
         assert check.code == "OUT_OF_DOMAIN" and described["farthest"] in check.message
-        assert described["farthest"].startswith(name)
+        assert any(described["farthest"].startswith(name) for name in names)
         json.dumps(described, allow_nan=False)
 
     def test_a_bundle_without_one_says_null(self, laboratory: Laboratory) -> None:
