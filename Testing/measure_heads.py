@@ -9,13 +9,19 @@ head in three contrasts, and the four kinds of lesion.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
+import torch
 
 from UADBenchLib.cohort import read_cohort, select
+from UADBenchLib.errors import InputError
 from UADBenchLib.geometry import canonical
 from UADBenchLib.preprocessing.brain_extraction import find_brain
 from UADBenchLib.preprocessing.recipe import prepare
@@ -41,20 +47,16 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
     return float(2 * (first & second).sum() / max(1, first.sum() + second.sum()))
 
 
-def synthetic_heads(maps: Path, count: int, seed: int = 7) -> Iterator[tuple[Scan, np.ndarray]]:
-    """Scans of heads from the label maps that were held out, contrasts in turn, and their brain masks."""
+def synthetic_head(maps: Path, number: int, seed: int = 7) -> tuple[Scan, np.ndarray]:
+    """A scan of a head from one of the label maps that were held out, contrasts in turn, and its brain mask."""
     paths = read_anatomies(maps)[-HELD_OUT:]
-    for number in range(count):
-        rng = np.random.default_rng((seed, number))
-        contrast = CONTRASTS[number % len(CONTRASTS)]
-        head = deform(read_anatomy(paths[number // len(CONTRASTS) % len(paths)]), draw_deformation(rng))
-        thick = float(rng.choice([1.0, 1.0, 3.0, 5.0]))
-        acquisition = draw_acquisition(rng, voxel_mm=(1.0, 1.0, thick))
-        voxels, affine = render(head, draw_look(contrast, rng), acquisition)
-        yield (
-            Scan(voxels, affine, f"synthetic-{number:02d}", contrast),
-            reference_on(brain_mask(head), head, voxels.shape, affine),
-        )
+    rng = np.random.default_rng((seed, number))
+    contrast = CONTRASTS[number % len(CONTRASTS)]
+    head = deform(read_anatomy(paths[number // len(CONTRASTS) % len(paths)]), draw_deformation(rng))
+    acquisition = draw_acquisition(rng, voxel_mm=(1.0, 1.0, float(rng.choice([1.0, 1.0, 3.0, 5.0]))))
+    voxels, affine = render(head, draw_look(contrast, rng), acquisition)
+    scan = Scan(voxels, affine, f"synthetic-{number:02d}", contrast)
+    return scan, reference_on(brain_mask(head), head, voxels.shape, affine)
 
 
 def mask_row(scan: Scan, truth: np.ndarray, source: str) -> dict[str, object]:
@@ -83,15 +85,15 @@ def mask_rows(data: Path, maps: Path) -> list[dict[str, object]]:
     for entry in whole_heads(select(read_cohort(ROOT / "Resources" / "Splits" / "t1w.csv", data), split="test")):
         scan = read_scan(entry.scan, entry.contrast)
         rows.append(mask_row(scan, read_mask(entry.brain_mask, scan), entry.site))
-    rows += [mask_row(scan, truth, "synthetic") for scan, truth in synthetic_heads(maps, 12)]
+    rows += [mask_row(*synthetic_head(maps, number), "synthetic") for number in range(12)]
     return rows
 
 
 def seconds_rows(data: Path, maps: Path) -> list[dict[str, object]]:
     """Seconds of every stage for a synthesised 1 mm head and for the raw heads of the data folder."""
-    scans = [next(iter(synthetic_heads(maps, 1)))[0]]
+    scans = [synthetic_head(maps, 0)[0]]
     for path in sorted(data.glob("heads/*/anat/*_*.nii.gz")) + sorted(
-        data.glob("ms-ljubljana/sub-patient12/anat/*.nii.gz")
+        data.glob("ms-ljubljana/sub-patient12/ses-1/anat/*.nii.gz")
     ):
         if contrast_from_name(path):
             scans.append(read_scan(path))
@@ -102,6 +104,36 @@ def seconds_rows(data: Path, maps: Path) -> list[dict[str, object]]:
         total = round(sum(prepared.seconds.values()), 1)
         rows.append({"scan": scan.stem, "voxel_mm": size, **prepared.seconds, "total": total})
     return rows
+
+
+def contrast_rows(data: Path, maps: Path, workers: int) -> list[dict[str, object]]:
+    """Contrast found in every scan below the data folder whose name states one, and in synthesised heads."""
+    paths = [path for path in sorted(data.glob("*/sub-*/**/*.nii.gz")) if contrast_from_name(path)]
+    tasks: list[tuple] = [(path.parts[len(data.parts)], path) for path in paths]
+    tasks += [("synthetic", maps, number) for number in range(SYNTHETIC)]
+    with ProcessPoolExecutor(workers) as pool:
+        return list(pool.map(_contrast_row, tasks))
+
+
+def _contrast_row(task: tuple) -> dict[str, object]:
+    torch.set_num_threads(1)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    scan = read_scan(task[1]) if len(task) == 2 else synthetic_head(task[1], task[2])[0]
+    row = {"source": task[0], "scan": scan.stem, "contrast": scan.contrast}
+    try:
+        found = prepare(replace(scan, contrast=None)).contrast
+        return {**row, "found": found.contrast, "csf": found.csf, "grey": found.grey, "white": found.white}
+    except InputError as error:
+        return {**row, "found": error.code, "csf": None, "grey": None, "white": None}
+
+
+def confusion(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Counts by source, contrast and what was found."""
+    counts = Counter((str(row["source"]), str(row["contrast"]), str(row["found"])) for row in rows)
+    return [
+        {"source": source, "contrast": contrast, "found": found, "scans": count}
+        for (source, contrast, found), count in sorted(counts.items())
+    ]
 
 
 def picture(maps: Path, out: Path, seed: int = 3) -> None:
@@ -151,12 +183,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that the cohort table's paths start from")
     parser.add_argument("--maps", type=Path, required=True, help="whole-head label maps")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures")
+    parser.add_argument("--workers", type=int, default=2, help="processes for the contrast table")
     given = parser.parse_args()
     for name, rows in (
         ("brain_mask", mask_rows(given.data, given.maps)),
         ("heads_seconds", seconds_rows(given.data, given.maps)),
     ):
         write_csv(given.out / f"{name}.csv", rows, list(rows[0]))
+    found = contrast_rows(given.data, given.maps, given.workers)
+    write_csv(given.out / "contrast.csv", confusion(found), ("source", "contrast", "found", "scans"))
+    for row in (row for row in found if row["contrast"] != row["found"]):
+        sys.stdout.write(f"taken for another: {row}\n")
     picture(given.maps, given.out / "heads.png")
 
 

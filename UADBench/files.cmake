@@ -107,9 +107,11 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/synthesis/contrasts.py
   UADBenchLib/synthesis/growth.py
   UADBenchLib/synthesis/heads.py
+  UADBenchLib/synthesis/implants.py
   UADBenchLib/synthesis/insertion.py
   UADBenchLib/synthesis/lesions.py
   UADBenchLib/synthesis/places.py
+  UADBenchLib/synthesis/plan.py
   UADBenchLib/synthesis/sample.py
   UADBenchLib/synthesis/tissue.py
   UADBenchLib/training/__init__.py

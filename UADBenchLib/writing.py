@@ -14,6 +14,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -104,6 +105,30 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     if os.name == "posix":
         with contextlib.suppress(OSError):  # some network file systems refuse; the file itself is safe already
             _flush(target.parent, os.O_RDONLY)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a folder beside ``path`` that takes its name when the block ends well, and is removed when it does not.
+
+    Raises
+    ------
+    InputError
+        ``OUT_NOT_EMPTY`` when something is there already, ``NOT_WRITABLE``.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError("OUT_NOT_EMPTY", f"{target} holds something already", "give a new or empty folder")
+    partial = target.absolute().with_name(f".uadbench-{secrets.token_hex(8)}.part")
+    with _explained(target, _FULL, _REFUSED):
+        partial.mkdir(parents=True)
+    try:
+        yield partial
+        if target.exists():
+            target.rmdir()
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

@@ -41,14 +41,25 @@ def run(command: str) -> int:
     return main(shlex.split(command)[1:])
 
 
+def _table(path: Path, contrast: str) -> list[str]:
+    """Header and healthy rows of one contrast of a cohort table, with masks left out since they lie elsewhere."""
+    header, *rows = path.read_text(encoding="utf-8").splitlines()
+    return [header, *(re.sub(r"derivatives[^,]*", "", row) for row in rows if f",{contrast},healthy" in row)]
+
+
 def test_the_page_shows_commands() -> None:
     assert {shlex.split(command)[1] for command in commands(PAGE)} == {"preprocess", "synthesise"}
-    assert any(LARGE in command for command in commands(PAGE))
+    for part in (LARGE, "--plan", "--scans"):
+        assert sum(part in command for command in commands(PAGE)) == 1
 
 
 def test_heads(folder: Path) -> None:
     shown = commands(PAGE)
-    for command in (c for c in shown if "synthesise" in c and LARGE not in c):
+    for command in (c for c in shown if "--plan" in c):
+        assert run(command) == 0
+    rows = [row.replace("sub-001/", "planned/sub-001/", 1) for row in _table(folder / "planned" / "cohort.csv", "T1w")]
+    (folder / "healthy.csv").write_text("\n".join(rows), encoding="utf-8")
+    for command in (c for c in shown if "--scans" in c):
         assert run(command) == 0
     shutil.copy(folder / "planned" / "sub-001" / "anat" / "sub-001_T1w.nii.gz", folder / "head_T1w.nii.gz")
     for command in (c for c in shown if "preprocess" in c):

@@ -140,7 +140,9 @@ class TestDomain:
             ({"csf", "grey", "white"}, lambda v, m: np.where(m, 1.0 - v, 0)),
         ],
     )
-    def test_another_scan_is_not_and_the_farthest_is_named(self, names: set[str], change, laboratory: Laboratory) -> None:
+    def test_another_scan_is_not_and_the_farthest_is_named(
+        self, names: set[str], change, laboratory: Laboratory
+    ) -> None:
         ready = prepared(laboratory)
         ready.voxels = change(ready.voxels, ready.mask).astype(np.float32)
         described = describe_domain(stored_domain(laboratory), ready, Recipe())

@@ -16,9 +16,10 @@ from UADBenchLib.cli.main import main
 from UADBenchLib.cohort import read_cohort
 from UADBenchLib.errors import CancelledError, InputError
 from UADBenchLib.reading import read_mask, read_scan
-from UADBenchLib.synthesis import cohort
-from UADBenchLib.synthesis.cohort import MULTIPLIED, Effect, Plan, read_plan, synthesise
+from UADBenchLib.synthesis import cohort, implants
+from UADBenchLib.synthesis.cohort import synthesise
 from UADBenchLib.synthesis.lesions import KINDS
+from UADBenchLib.synthesis.plan import MULTIPLIED, Effect, Plan, factors, read_plan
 
 COARSE = """
 scanners:
@@ -121,9 +122,9 @@ class TestEffects:
 
     def test_factors_multiply(self) -> None:
         effects = [Effect(where={"sex": "F"}, multiply={"noise": 2.0}), Effect(multiply={"noise": 3.0, "bias": 0.5})]
-        factors = cohort._factors(Plan(effects=tuple(effects)), {"sex": "F"})
-        assert factors["noise"] == 6.0 and factors["bias"] == 0.5
-        assert {name for name, factor in factors.items() if factor != 1.0} == {"noise", "bias"}
+        found = factors(Plan(effects=tuple(effects)), {"sex": "F"})
+        assert found["noise"] == 6.0 and found["bias"] == 0.5
+        assert {name for name, factor in found.items() if factor != 1.0} == {"noise", "bias"}
 
     def truth(self, maps: Path, out: Path, text: str) -> list[dict[str, Any]]:
         chosen = plan(COARSE + text, out.parent)
@@ -204,7 +205,7 @@ class TestRefusals:
 
 def test_every_kind_and_quantity_has_a_place() -> None:
     assert set(Plan().lesion_types) == set(KINDS)
-    assert set(cohort._factors(Plan(), {})) == set(MULTIPLIED)
+    assert set(factors(Plan(), {})) == set(MULTIPLIED)
     assert len(Plan().scanners) >= 4
 
 
@@ -231,3 +232,48 @@ class TestCommand:
         err = capsys.readouterr().err.strip()
         assert err.startswith("error LABELS_MISSING") and "\n" not in err
         assert not (tmp_path / "out").exists()
+
+
+class TestImplants:
+    """Lesions in real scans: here, scans of the phantom that stand for real ones."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def healthy(cls, maps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("healthy")
+        text = COARSE + "contrasts: [T1w]\n"
+        synthesise(maps, folder / "bids", healthy=2, lesions=0, seed=8, plan=plan(text, folder))
+        return folder / "bids" / "cohort.csv"
+
+    def test_the_subject_is_handed_on_and_the_lesion_is_all_that_differs(self, healthy: Path, tmp_path: Path) -> None:
+        chosen = plan("lesion_types: [ms, tumour]\nvisibility: [1, 1]\n", tmp_path)
+        summary = implants.implant(healthy, tmp_path / "out", lesions=2, seed=3, plan=chosen)
+        assert summary["scans"] == 2
+        before = {row.subject: row for row in read_cohort(healthy)}
+        made = read_cohort(tmp_path / "out" / "cohort.csv")
+        assert [row.lesion_type for row in made] == ["ms", "tumour"]
+        for row in made:
+            source = before[row.subject]
+            assert (row.label, row.age, row.sex, row.site) == ("lesion", source.age, source.sex, source.site)
+            scan, plain = read_scan(row.scan), read_scan(source.scan)
+            np.testing.assert_allclose(scan.affine, plain.affine, atol=1e-4)
+            reference, brain = read_mask(row.reference, scan), read_mask(row.brain_mask, scan)
+            changed = np.abs(scan.voxels - plain.voxels)
+            assert not changed[~brain].any() and not (reference & ~brain).any()
+            assert changed[reference].mean() > 5 * changed[brain & ~reference].mean()
+
+    def test_the_same_seed_gives_the_same_bytes(self, healthy: Path, tmp_path: Path) -> None:
+        chosen = plan("lesion_types: [stroke]\n", tmp_path)
+        for name, workers in (("one", 1), ("two", 2)):
+            implants.implant(healthy, tmp_path / name, lesions=2, seed=4, plan=chosen, workers=workers)
+        assert digest(tmp_path / "one") == digest(tmp_path / "two")
+
+    def test_no_healthy_scan(self, healthy: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError) as refusal:
+            implants.implant(healthy, tmp_path / "out", lesions=1, plan=plan("contrasts: [FLAIR]", tmp_path))
+        assert refusal.value.code == "COHORT_EMPTY" and not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("options", [(), ("--maps", "m", "--scans", "c.csv")])
+    def test_maps_or_scans(self, options: tuple[str, ...], tmp_path: Path, capsys) -> None:
+        assert main(["synthesise", "--out", str(tmp_path / "out"), *options]) == 2
+        assert capsys.readouterr().err.startswith("error USAGE")
