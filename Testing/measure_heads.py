@@ -12,7 +12,6 @@ import argparse
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import torch
 from UADBenchLib.cohort import read_cohort, select
 from UADBenchLib.errors import InputError
 from UADBenchLib.geometry import canonical
+from UADBenchLib.parallel import map_processes
 from UADBenchLib.preprocessing.brain_extraction import find_brain
 from UADBenchLib.preprocessing.recipe import prepare
 from UADBenchLib.reading import contrast_from_name, read_mask, read_scan
@@ -111,8 +111,7 @@ def contrast_rows(data: Path, maps: Path, workers: int) -> list[dict[str, object
     paths = [path for path in sorted(data.glob("*/sub-*/**/*.nii.gz")) if contrast_from_name(path)]
     tasks: list[tuple] = [(path.parts[len(data.parts)], path) for path in paths]
     tasks += [("synthetic", maps, number) for number in range(SYNTHETIC)]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(_contrast_row, tasks))
+    return list(map_processes(_contrast_row, tasks, workers))
 
 
 def _contrast_row(task: tuple) -> dict[str, object]:

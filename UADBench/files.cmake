@@ -86,6 +86,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/networks/query_transformer.py
   UADBenchLib/networks/similarity.py
   UADBenchLib/networks/unet.py
+  UADBenchLib/parallel.py
   UADBenchLib/preprocessing/__init__.py
   UADBenchLib/preprocessing/bias_field.py
   UADBenchLib/preprocessing/brain_extraction.py

@@ -20,7 +20,8 @@ LARGE = "--healthy 4 --lesions 4"
 
 def blocks(page: Path, language: str = "") -> list[str]:
     """Fenced blocks of a page in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [content for name, content in fences if name == language]
 
 
 def commands(page: Path) -> list[str]:

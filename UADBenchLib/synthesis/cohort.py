@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 
 from UADBenchLib import __version__
 from UADBenchLib.errors import InputError
+from UADBenchLib.parallel import map_processes
 from UADBenchLib.preprocessing.registration import register_brain
 from UADBenchLib.scan import Progress
 from UADBenchLib.synthesis.anatomy import (
@@ -145,7 +145,7 @@ def synthesise(
     participants, rows = [], []
     with whole_folder(out) as folder:
         tasks = [(number, number >= healthy, seed, paths, plan, folder) for number in range(healthy + lesions)]
-        for number, (drawn, volumes) in enumerate(_each(tasks, workers), start=1):
+        for number, (drawn, volumes) in enumerate(map_processes(_one, tasks, workers), start=1):
             participants.append((drawn, volumes))
             rows += _rows(drawn, plan, volumes)
             if progress is not None:
@@ -157,18 +157,6 @@ def synthesise(
         "scans": len(rows),
         "lesion_ml": {drawn.participant_id: volume for drawn, volume in participants if drawn.lesion_type},
     }
-
-
-def _each(tasks: list[tuple], workers: int) -> Iterator[tuple[Participant, dict[str, float]]]:
-    if workers == 1:
-        yield from map(_one, tasks)
-        return
-    with ProcessPoolExecutor(min(workers, len(tasks))) as pool:
-        try:
-            yield from pool.map(_one, tasks)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _one(task: tuple[int, bool, int, list[Path], Plan, Path]) -> tuple[Participant, dict[str, float]]:

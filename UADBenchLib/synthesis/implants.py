@@ -7,8 +7,6 @@ Rows of a healthy cohort are taken in turn; subject, split, age, sex, scanner an
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from UADBenchLib import __version__
 from UADBenchLib.cohort import CohortScan, read_cohort, select
 from UADBenchLib.errors import InputError
 from UADBenchLib.geometry import canonical
+from UADBenchLib.parallel import map_processes
 from UADBenchLib.preprocessing.brain_extraction import find_brain
 from UADBenchLib.preprocessing.registration import register_brain
 from UADBenchLib.reading import read_mask, read_scan
@@ -84,7 +83,7 @@ def implant(
     made = []
     with whole_folder(out) as folder:
         tasks = [(number, rows[number % len(rows)], seed, plan, folder) for number in range(lesions)]
-        for number, one in enumerate(_each(tasks, workers), start=1):
+        for number, one in enumerate(map_processes(_one, tasks, workers), start=1):
             made.append(one)
             if progress is not None:
                 progress("implanting lesions", number / lesions)
@@ -94,14 +93,6 @@ def implant(
         write_json(folder / "truth.json", {**truth, "scans": [record for _, record in made]})
     volumes = {record["participant_id"]: {record["contrast"]: record["lesion_ml"]} for _, record in made}
     return {"path": str(out), "participants": lesions, "scans": lesions, "lesion_ml": volumes}
-
-
-def _each(tasks: list[tuple], workers: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    if workers == 1:
-        yield from map(_one, tasks)
-        return
-    with ProcessPoolExecutor(min(workers, len(tasks))) as pool:
-        yield from pool.map(_one, tasks)
 
 
 def _one(task: tuple[int, CohortScan, int, Plan, Path]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -12,7 +12,6 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from UADBenchLib.cohort import CohortScan
 from UADBenchLib.errors import UADBenchError
+from UADBenchLib.parallel import map_processes
 from UADBenchLib.preprocessing.recipe import Prepared, Recipe, prepare
 from UADBenchLib.reading import read_mask, read_scan
 from UADBenchLib.writing import atomic
@@ -86,20 +86,15 @@ def build_store(
     stored: list[StoredScan] = []
     failed: list[tuple[CohortScan, UADBenchError]] = []
     tasks = [(row, folder, recipe) for row in rows]
-    pool = ProcessPoolExecutor(workers, initializer=_share_cores, initargs=(workers,)) if workers > 1 else None
-    results = pool.map(_store_one, tasks) if pool else map(_store_one, tasks)
-    try:
-        for number, (row, outcome) in enumerate(zip(rows, results, strict=True), start=1):
-            if isinstance(outcome, UADBenchError):
-                log.warning("%s was left out: %s", row.scan.name, outcome)
-                failed.append((row, outcome))
-            else:
-                stored.append(StoredScan(row, outcome))
-            if progress is not None:
-                progress("preparing scans", number / len(rows))
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
+    results = map_processes(_store_one, tasks, workers, initializer=_share_cores, initargs=(workers,))
+    for number, (row, outcome) in enumerate(zip(rows, results, strict=True), start=1):
+        if isinstance(outcome, UADBenchError):
+            log.warning("%s was left out: %s", row.scan.name, outcome)
+            failed.append((row, outcome))
+        else:
+            stored.append(StoredScan(row, outcome))
+        if progress is not None:
+            progress("preparing scans", number / len(rows))
     return stored, failed
 
 
@@ -118,8 +113,11 @@ def _store_one(task: tuple[CohortScan, Path, Recipe]) -> Path | UADBenchError:
 
 def _share_cores(workers: int) -> None:
     import SimpleITK as sitk
+    import torch
 
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(max(1, (os.cpu_count() or 1) // workers))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    torch.set_num_threads(threads)
 
 
 def _key(row: CohortScan, recipe: Recipe) -> str:
