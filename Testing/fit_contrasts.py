@@ -21,7 +21,7 @@ import numpy as np
 from UADBenchLib.geometry import canonical, resample
 from UADBenchLib.preprocessing.bias_field import correct_bias_field
 from UADBenchLib.preprocessing.brain_extraction import find_brain
-from UADBenchLib.preprocessing.registration import centre_start, load_template, register
+from UADBenchLib.preprocessing.registration import load_template, register_brain
 from UADBenchLib.reading import read_mask, read_scan
 from UADBenchLib.synthesis.anatomy import brain_mask, deform, draw_deformation, read_anatomies, read_anatomy
 from UADBenchLib.synthesis.contrasts import draw_look
@@ -87,7 +87,7 @@ def ixi_head(scan_path: Path, data: Path) -> tuple[dict, dict[str, np.ndarray]]:
     tissues = {tissue: eroded(np.isin(labels, numbers)) for tissue, numbers in DLMUSE.items()}
     voxels, affine = canonical(corrected, scan.affine)
     inside = canonical(mask, scan.affine)[0]
-    found = register(voxels, affine, centre_start(affine, inside), mask=inside)
+    found = register_brain(voxels, affine, inside)
     template = load_template(2)
     regions = {
         tissue: resample(
@@ -113,7 +113,7 @@ def triple(folder: Path, space: str, lesions: bool, atlas: dict[str, np.ndarray]
     voxels, affine = canonical(first.voxels, first.affine)
     mask = find_brain(voxels, affine).mask
     corrected = correct_bias_field(voxels, affine, mask)
-    found = register(corrected, affine, centre_start(affine, mask), mask=mask)
+    found = register_brain(corrected, affine, mask)
     template = load_template(2)
     back = np.linalg.inv(found.world)
     prior = {t: resample(p, template.affine, voxels.shape, affine, order=1, world=back) for t, p in atlas.items()}

@@ -97,6 +97,10 @@ class TestGhosting:
         only = np.where(mask, noisy(voxels, 10), 0).astype(np.float32)
         assert measured(only, affine, mask, whole)["ghosting"] is None
 
+    def test_negative_values_say_null(self, head: tuple) -> None:
+        voxels, affine, mask = head
+        assert measured(noisy(voxels, 10) - 1000, affine, mask)["ghosting"] is None
+
 
 def test_a_cut_brain_is_measured(head: tuple) -> None:
     voxels, affine, mask = head

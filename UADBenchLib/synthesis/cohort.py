@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from UADBenchLib import __version__
 from UADBenchLib.errors import InputError
-from UADBenchLib.preprocessing.registration import centre_start, register
+from UADBenchLib.preprocessing.registration import register_brain
 from UADBenchLib.scan import CONTRASTS, Progress
 from UADBenchLib.synthesis.anatomy import (
     NAMES,
@@ -400,7 +400,7 @@ def to_template(anatomy: Anatomy) -> np.ndarray:
     # Sums over several threads come in any order; one thread and four decimals give the same matrix every time.
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
-        found = register(image, anatomy.affine, centre_start(anatomy.affine, mask), mask=mask)
+        found = register_brain(image, anatomy.affine, mask)
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     return np.round(np.linalg.inv(found.world), 4)
