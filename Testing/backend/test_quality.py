@@ -141,7 +141,7 @@ class TestDomain:
         ("name", "change"),
         [
             ("noise", lambda v, m: v + np.random.default_rng(0).normal(0, 0.3, v.shape) * m),
-            ("white", lambda v, m: np.where(m, 1.0 - v, 0)),
+            ("", lambda v, m: np.where(m, 1.0 - v, 0)),
         ],
     )
     def test_another_scan_is_not_and_the_farthest_is_named(self, name: str, change, laboratory: Laboratory) -> None:

@@ -24,12 +24,12 @@ TEMPLATE = "MNI152NLin2009aSym"
 RELIABLE_SIMILARITY, MINIMUM_SIMILARITY = 0.37, 0.2
 """Mattes mutual information (nats) inside the template's brain: below the first other starts are tried, below the
 second a registration is refused. 126 T1w brains of IXI, ds002748 and development cases measure 0.39 to 0.56 but for one
-of 0.35, T2w and FLAIR 0.39 to 0.47; turned copies that ended 8 mm off or more keep to 0.34, upside down or back to front
-to 0.22. The brain's outline counts in it: noise in the shape of a brain reaches 0.35."""
+of 0.35, T2w and FLAIR 0.39 to 0.47; turned copies that ended 8 mm off or more keep to 0.34, upside down or back to
+front to 0.22. The brain's outline counts in it: noise in the shape of a brain reaches 0.35."""
 
 RELIABLE_OVERLAP, MINIMUM_OVERLAP = 0.91, 0.85
-"""The same for Dice of the scan's brain mask with the template's: 0.92 to 0.98 when well registered but for one of 0.905,
-0.81 to 0.92 when 10 mm off or more."""
+"""The same for Dice of the scan's brain mask with the template's: 0.92 to 0.98 when well registered but for one of
+0.905, 0.81 to 0.92 when 10 mm off or more."""
 
 SCALES = (0.65, 1.25)
 """Plausible sizes of a brain along any axis, against the template's; the same scans measure 0.76 to 1.07."""
