@@ -40,6 +40,10 @@ RELIABLE_SHEAR, LARGEST_SHEAR = 0.16, 0.25
 MARGIN = 24
 """Voxels of about 2 mm that are added around a scan before it is registered."""
 
+UPRIGHT_DEGREES = 28.0
+"""Rotation up to which the centre start is trusted where its figures are good; 142 scans measure up to 25.7. From
+farther away it can stop a few degrees short with figures that would do."""
+
 CLEARLY_BETTER = 0.02
 """By how much similarity times overlap must grow for another start's registration to be taken."""
 
@@ -173,7 +177,7 @@ def register_brain(
     pair = _Pair.of(voxels, affine, mask)
     check()
     best = _attempt(pair, "centre", centre_start(affine, mask), check)
-    if not best.quality.faults(reliable=True):
+    if not best.quality.faults(reliable=True) and _turned_by(best.world) <= UPRIGHT_DEGREES:
         return best
     for retries, (name, start) in enumerate(_further_starts(pair, check), start=1):
         attempt = _attempt(pair, name, start, check)
@@ -216,6 +220,15 @@ def register(
     """
     check = check or no_check
     return _accepted(_attempt(_Pair.of(voxels, affine, mask), "given", start, check))
+
+
+def _turned_by(world: np.ndarray) -> float:
+    """Angle (degrees) of the rotation in an affine: that of its polar decomposition."""
+    from scipy.linalg import polar as decompose
+    from scipy.spatial.transform import Rotation
+
+    rotation = decompose(world[:3, :3])[0]
+    return float(np.degrees(Rotation.from_matrix(rotation * np.sign(np.linalg.det(rotation))).magnitude()))
 
 
 def _accepted(found: Registration) -> Registration:
