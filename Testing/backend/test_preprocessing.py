@@ -105,8 +105,8 @@ class TestQuality:
         assert replace(GOOD, overlap=None).faults(reliable=True) == []
 
     def test_reliable_asks_for_more(self) -> None:
-        fair = replace(GOOD, similarity=0.3, overlap=0.88)
-        assert fair.faults() == [] and len(fair.faults(reliable=True)) == 2
+        fair = replace(GOOD, similarity=0.3, overlap=0.88, shear=0.2)
+        assert fair.faults() == [] and len(fair.faults(reliable=True)) == 3
 
     def test_it_is_measured(self) -> None:
         template = load_template(2)

@@ -93,11 +93,13 @@ def _ghosting(voxels: np.ndarray, mask: np.ndarray) -> float | None:
     """Difference of the mean air beside the head along two axes, over the brain's median.
 
     Ghosts repeat the head along the phase-encoding axis, so that the air there is brighter than along another. None
-    where the air was set to zero or is in the picture along one axis only.
+    where the air was set to zero or is in the picture along one axis only, and where values are negative, as in CT.
     """
     from scipy.ndimage import gaussian_filter, label
 
     middle = float(np.median(voxels[mask]))
+    if voxels.min() < -0.1 * abs(middle):
+        return None
     parts, _ = label(gaussian_filter(voxels, 1.0) > 0.3 * middle)
     head = parts == np.bincount(parts[mask]).argmax()
     if not head.any() or parts[mask].max() == 0:
