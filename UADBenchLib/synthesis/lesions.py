@@ -271,7 +271,7 @@ def draw_lesion(
         territory=territory,
         roughness=float(rng.uniform(*_ROUGHNESS[kind])),
         edge_mm=float(rng.uniform(*_EDGE_MM[kind])),
-        mass_effect=float(rng.uniform(0.2, 0.7)) if kind == "tumour" else 0.0,
+        mass_effect=float(rng.uniform(0.2, 0.7)) if kind == "tumour" and volume >= 1 else 0.0,
         mottling=float(rng.uniform(0.05, 0.2)),
         seed=int(rng.integers(2**31)),
         **_GROWTH[kind],
