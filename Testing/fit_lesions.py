@@ -201,7 +201,8 @@ def fit(real: dict[str, Group], left_out: list[str], out: Path) -> None:
         "ms_centres": symmetric(ndimage.gaussian_filter(real["ms"].centres, 1.0)),
         "stroke_territories": parts,
     }
-    stored = {n: np.round(255 * v.clip(0) / v.max()).astype(np.uint8) for n, v in maps.items()}
+    # safetensors writes memory as it lies, whatever the strides
+    stored = {n: np.round(255 * v.clip(0) / v.max()).astype(np.uint8, order="C") for n, v in maps.items()}
     with atomic(out / f"{PLACES}.safetensors") as partial:
         save_file({**stored, "affine": AFFINE.astype(np.float32)}, partial)
     numbers = {kind: {"source": SOURCES[kind], **numbers_of(group)} for kind, group in real.items()}

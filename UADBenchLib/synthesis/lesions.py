@@ -211,7 +211,7 @@ _USUAL_ML: dict[str, Span] = {"tumour": (5.0, 120.0), "wmh": (0.5, 50.0)}
 
 _GROWTH: dict[str, dict[str, Any]] = {
     "tumour": {"tissue_speed": (1.0, 0.6), "place": "", "attraction": 0.0},
-    "stroke": {"tissue_speed": (0.9, 1.0), "place": "stroke_territories", "attraction": 0.4},
+    "stroke": {"tissue_speed": (0.9, 1.0), "place": "stroke_territories", "attraction": 0.7},
     "ms": {"tissue_speed": (1.0, 0.7), "place": "ms_voxels", "attraction": 1.5},
     "wmh": {"tissue_speed": (1.0, 0.08), "place": "ms_voxels", "attraction": 0.7},
 }
