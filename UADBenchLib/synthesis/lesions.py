@@ -212,10 +212,10 @@ _USUAL_ML: dict[str, Span] = {"tumour": (5.0, 120.0), "wmh": (0.5, 50.0)}
 _GROWTH: dict[str, dict[str, Any]] = {
     "tumour": {"tissue_speed": (1.0, 0.6), "place": "", "attraction": 0.0},
     "stroke": {"tissue_speed": (0.9, 1.0), "place": "stroke_territories", "attraction": 0.7},
-    "ms": {"tissue_speed": (1.0, 0.7), "place": "ms_voxels", "attraction": 1.5},
+    "ms": {"tissue_speed": (1.0, 0.9), "place": "ms_voxels", "attraction": 2.5},
     "wmh": {"tissue_speed": (1.0, 0.08), "place": "ms_voxels", "attraction": 0.7},
 }
-_ROUGHNESS: dict[str, Span] = {"tumour": (0.3, 0.6), "stroke": (0.15, 0.3), "ms": (0.8, 1.4), "wmh": (0.4, 0.7)}
+_ROUGHNESS: dict[str, Span] = {"tumour": (0.3, 0.6), "stroke": (0.6, 1.1), "ms": (0.8, 1.4), "wmh": (0.4, 0.7)}
 _EDGE_MM: dict[str, Span] = {"tumour": (1.5, 3.0), "stroke": (1.5, 3.0), "ms": (1.0, 2.0), "wmh": (2.0, 3.5)}
 
 
@@ -410,8 +410,10 @@ def _stroke_foci(
     foci = [_focus(main, volumes[0], rng)]
     if len(volumes) > 1:
         weight = place_map(tissue, "stroke_territories", territory) * solid
-        reach = 25.0 + 2 * (volumes[0] * 1000 * 3 / (4 * np.pi)) ** (1 / 3)
-        weight *= np.exp(-0.5 * _squared_distance(tissue, main) / reach**2)
+        radius = (volumes[0] * 1000 * 3 / (4 * np.pi)) ** (1 / 3)
+        squared = _squared_distance(tissue, main)
+        weight *= np.exp(-0.5 * squared / (25.0 + 2 * radius) ** 2)
+        weight *= np.clip(squared / (2.2 * radius) ** 2, 0, 1) ** 4  # or they would be part of the main focus
         for place, volume in zip(_pick(tissue, weight, len(volumes) - 1, rng), volumes[1:], strict=True):
             foci.append(_focus(place, volume, rng, elongation=1 + rng.exponential(0.4)))
     return territory, tuple(foci)
