@@ -155,17 +155,22 @@ def territories(group: Group, volumes: np.ndarray) -> tuple[np.ndarray, list[dic
         own = twice[leader == part]
         numbers.append(
             {
-                "frequency": len(own) / len(leader),
-                "log_volume_mean": float(own.mean()) if len(own) else 0.0,
-                "log_volume_sd": float(max(own.std(), 0.5)) if len(own) else 1.0,
+                "frequency": short(len(own) / len(leader)),
+                "log_volume_mean": short(own.mean()) if len(own) else 0.0,
+                "log_volume_sd": short(max(own.std(), 0.5)) if len(own) else 1.0,
             }
         )
     return parts.reshape(TERRITORIES, *SHAPE), numbers
 
 
+def short(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{value:.4g}")
+
+
 def quantiles(values: np.ndarray) -> list[float]:
     """``QUANTILES`` of the values, four digits."""
-    return [float(f"{value:.4g}") for value in np.quantile(values, QUANTILES)]
+    return [short(value) for value in np.quantile(values, QUANTILES)]
 
 
 def numbers_of(group: Group) -> dict[str, Any]:
@@ -175,11 +180,11 @@ def numbers_of(group: Group) -> dict[str, Any]:
     return {
         "subjects": len(group.subjects),
         "volume_ml": quantiles(group.volumes()),
-        "focus_ml": quantiles(group.values("volume_ml")),
+        "others_ml": quantiles(np.array([part["volume_ml"] for parts in group.subjects for part in parts[1:]])),
         "log_count": {
-            "slope": float(slope),
-            "at_1_ml": float(start),
-            "sd": float((counts - slope * volumes - start).std()),
+            "slope": short(slope),
+            "at_1_ml": short(start),
+            "sd": short((counts - slope * volumes - start).std()),
         },
         "largest_share": quantiles(group.largest()),
         "elongation": quantiles(group.values("elongation")),
@@ -196,7 +201,8 @@ def fit(real: dict[str, Group], left_out: list[str], out: Path) -> None:
         "ms_centres": symmetric(ndimage.gaussian_filter(real["ms"].centres, 1.0)),
         "stroke_territories": parts,
     }
-    stored = {n: np.round(255 * v.clip(0) / v.max()).astype(np.uint8) for n, v in maps.items()}
+    # safetensors writes memory as it lies, whatever the strides
+    stored = {n: np.round(255 * v.clip(0) / v.max()).astype(np.uint8, order="C") for n, v in maps.items()}
     with atomic(out / f"{PLACES}.safetensors") as partial:
         save_file({**stored, "affine": AFFINE.astype(np.float32)}, partial)
     numbers = {kind: {"source": SOURCES[kind], **numbers_of(group)} for kind, group in real.items()}

@@ -351,3 +351,23 @@ class TestGrowth:
         came_from = radius * 2 - inward
         order = [came_from[(radius >= r) & (radius < r + 1)].mean() for r in range(2, 18)]
         assert (np.diff(order) > 0).all(), "shells do not overtake each other"
+
+
+class TestPlaces:
+    def test_territories_are_places_and_tell_the_sides_apart(self) -> None:
+        from scipy.ndimage import gaussian_filter
+
+        found = places.load_places()
+        x = found.affine[0, 0] * np.arange(found.maps["stroke_territories"].shape[1]) + found.affine[0, 3]
+        for territory in found.maps["stroke_territories"]:
+            assert np.corrcoef(territory.ravel(), gaussian_filter(territory, 1.0).ravel())[0, 1] > 0.9, "in one piece"
+        sides = [np.average(x, weights=t.sum(axis=(1, 2)) + 1e-6) for t in found.maps["stroke_territories"]]
+        assert min(sides) < -20 and max(sides) > 20
+
+    def test_plaques_lie_in_the_brain_on_both_sides_alike(self) -> None:
+        tissue = tissue_of_template(2)
+        for name in ("ms_voxels", "ms_centres"):
+            values = places.load_places().maps[name]
+            there = resample(values, places.load_places().affine, tissue.brain.shape, tissue.affine, order=1)
+            assert there[tissue.brain].sum() > 0.95 * there.sum()
+            assert there[:49].sum() == pytest.approx(there[50:].sum(), rel=0.05)

@@ -34,6 +34,8 @@ VOLUME_ML = (0.05, 150.0)
 CONTRASTS = ("T1w", "T2w", "FLAIR")
 
 SMALLEST_FOCUS_ML = 0.005
+CONFLUENT_ML = 1.0
+"""Volume from which the largest plaque of multiple sclerosis is taken to have grown together around the ventricles."""
 
 
 @dataclass(frozen=True)
@@ -209,11 +211,11 @@ _USUAL_ML: dict[str, Span] = {"tumour": (5.0, 120.0), "wmh": (0.5, 50.0)}
 
 _GROWTH: dict[str, dict[str, Any]] = {
     "tumour": {"tissue_speed": (1.0, 0.6), "place": "", "attraction": 0.0},
-    "stroke": {"tissue_speed": (0.9, 1.0), "place": "stroke_territories", "attraction": 0.4},
-    "ms": {"tissue_speed": (1.0, 0.5), "place": "ms_voxels", "attraction": 1.5},
+    "stroke": {"tissue_speed": (0.9, 1.0), "place": "stroke_territories", "attraction": 0.7},
+    "ms": {"tissue_speed": (1.0, 0.9), "place": "ms_voxels", "attraction": 2.5},
     "wmh": {"tissue_speed": (1.0, 0.08), "place": "ms_voxels", "attraction": 0.7},
 }
-_ROUGHNESS: dict[str, Span] = {"tumour": (0.3, 0.6), "stroke": (0.15, 0.3), "ms": (0.8, 1.4), "wmh": (0.4, 0.7)}
+_ROUGHNESS: dict[str, Span] = {"tumour": (0.3, 0.6), "stroke": (0.6, 1.1), "ms": (0.8, 1.4), "wmh": (0.4, 0.7)}
 _EDGE_MM: dict[str, Span] = {"tumour": (1.5, 3.0), "stroke": (1.5, 3.0), "ms": (1.0, 2.0), "wmh": (2.0, 3.5)}
 
 
@@ -271,7 +273,7 @@ def draw_lesion(
         territory=territory,
         roughness=float(rng.uniform(*_ROUGHNESS[kind])),
         edge_mm=float(rng.uniform(*_EDGE_MM[kind])),
-        mass_effect=float(rng.uniform(0.2, 0.7)) if kind == "tumour" else 0.0,
+        mass_effect=float(rng.uniform(0.2, 0.7)) if kind == "tumour" and volume >= 1 else 0.0,
         mottling=float(rng.uniform(0.05, 0.2)),
         seed=int(rng.integers(2**31)),
         **_GROWTH[kind],
@@ -382,7 +384,7 @@ def _split(kind: str, volume_ml: float, rng: np.random.Generator) -> np.ndarray:
     if count == 1:
         return np.array([volume_ml])
     largest = max(float(_quantile(numbers["largest_share"], rng)), 1.2 / count)
-    others = np.maximum(_quantile(numbers["focus_ml"], rng, count - 1), SMALLEST_FOCUS_ML)
+    others = np.maximum(_quantile(numbers["others_ml"], rng, count - 1), SMALLEST_FOCUS_ML)
     others *= (1 - min(largest, 0.995)) * volume_ml / others.sum()
     others = others[others >= SMALLEST_FOCUS_ML / 2]
     return np.array([volume_ml - others.sum(), *others])
@@ -408,8 +410,10 @@ def _stroke_foci(
     foci = [_focus(main, volumes[0], rng)]
     if len(volumes) > 1:
         weight = place_map(tissue, "stroke_territories", territory) * solid
-        reach = 25.0 + 2 * (volumes[0] * 1000 * 3 / (4 * np.pi)) ** (1 / 3)
-        weight *= np.exp(-0.5 * _squared_distance(tissue, main) / reach**2)
+        radius = (volumes[0] * 1000 * 3 / (4 * np.pi)) ** (1 / 3)
+        squared = _squared_distance(tissue, main)
+        weight *= np.exp(-0.5 * squared / (25.0 + 2 * radius) ** 2)
+        weight *= np.clip(squared / (2.2 * radius) ** 2, 0, 1) ** 4  # or they would be part of the main focus
         for place, volume in zip(_pick(tissue, weight, len(volumes) - 1, rng), volumes[1:], strict=True):
             foci.append(_focus(place, volume, rng, elongation=1 + rng.exponential(0.4)))
     return territory, tuple(foci)
@@ -433,17 +437,17 @@ def _squared_distance(tissue: TissueMaps, point: np.ndarray) -> np.ndarray:
 def _ms_foci(
     tissue: TissueMaps, volume_ml: float, centre: tuple[float, float, float] | None, rng: np.random.Generator
 ) -> tuple[int, tuple[Focus, ...]]:
-    """Ovoid plaques, whose long axes point away from the lateral ventricles."""
+    """Ovoid plaques, whose long axes point away from the lateral ventricles; a large one is confluent around them."""
     volumes = _split("ms", volume_ml, rng)
     centres = _pick(tissue, place_map(tissue, "ms_centres") * tissue.white * tissue.brain, len(volumes), rng)
-    # The largest plaque is confluent and lies where most lesion volume lies, not where most lesions do.
-    voxels = place_map(tissue, "ms_voxels") ** 2 * tissue.white * tissue.brain
-    centres[0] = _pick(tissue, voxels, 1, rng)[0] if centre is None else centre
+    if centre is not None:
+        centres[0] = centre
+    confluent = centre is None and volumes[0] >= CONFLUENT_ML and bool(tissue.ventricles.any())
     axes = _away_from_ventricles(tissue, centres)
     longest = _quantile(load_places().numbers["ms"]["elongation"], rng, len(volumes))
     foci = [
-        _focus(place, volume, rng, elongation=length, direction=axis)
-        for place, volume, length, axis in zip(centres, volumes, longest, axes, strict=True)
+        _focus(place, volume, rng, elongation=length, direction=axis, from_ventricles=confluent and number == 0)
+        for number, (place, volume, length, axis) in enumerate(zip(centres, volumes, longest, axes, strict=True))
     ]
     return 0, tuple(foci)
 
