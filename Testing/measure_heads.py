@@ -91,7 +91,7 @@ def mask_rows(data: Path, maps: Path) -> list[dict[str, object]]:
 
 def seconds_rows(data: Path, maps: Path) -> list[dict[str, object]]:
     """Seconds of every stage for a synthesised 1 mm head and for the raw heads of the data folder."""
-    scans = [synthetic_head(maps, 0)[0]]
+    scans = [synthetic_head(maps, 4)[0]]  # which has 1 mm voxels
     for path in sorted(data.glob("heads/*/anat/*_*.nii.gz")) + sorted(
         data.glob("ms-ljubljana/sub-patient12/ses-1/anat/*.nii.gz")
     ):
