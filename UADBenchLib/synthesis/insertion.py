@@ -46,8 +46,8 @@ class Lesioned:
 def apply_lesion(images: Mapping[str, np.ndarray], tissue: TissueMaps, lesion: Lesion) -> Lesioned:
     """Put a lesion into every contrast of a head.
 
-    The mask's volume is the lesion's to the voxel; on grids with voxels larger than 1 mm that means to half a voxel
-    of every focus, which is 8 % of 0.05 ml at 2 mm.
+    The mask's volume is the lesion's to within a voxel, on any grid; foci smaller than half a voxel may be left out
+    where voxels are large.
 
     Parameters
     ----------
@@ -138,8 +138,12 @@ def _grow_body(tissue: TissueMaps, lesion: Lesion) -> np.ndarray:
     speed = (white * tissue.white + grey * tissue.grey) * _connected(_solid(tissue))
     if lesion.place:
         speed *= np.maximum(place_map(tissue, lesion.place, lesion.territory), 1e-3) ** lesion.attraction
-    for focus in lesion.foci:
-        count = max(1, round(focus.volume_ml / tissue.voxel_ml))
+    # Rounding the running sum keeps the whole lesion's volume where voxels are larger than its smallest foci.
+    ends = np.rint(np.cumsum([focus.volume_ml for focus in lesion.foci]) / tissue.voxel_ml).astype(int)
+    ends[-1] = max(ends[-1], 1)
+    for focus, count in zip(lesion.foci, np.diff(ends, prepend=0).tolist(), strict=True):
+        if count == 0:
+            continue
         for reach in (_reach_mm(focus), 2 * _reach_mm(focus), np.inf):
             box = _box_around(tissue, focus.centre, np.inf if focus.from_ventricles else reach)
             try:

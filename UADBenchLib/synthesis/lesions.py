@@ -1,6 +1,6 @@
 """Synthetic lesions with exact masks: tumours, strokes, multiple-sclerosis plaques and white-matter hyperintensities.
 
-What is random is drawn first (``draw_lesion``) and kept, so that any lesion can be made again; ``apply_lesion`` then
+What is random is drawn first (``draw_lesion``) and kept, so that any lesion can be made again; ``insertion.apply_lesion`` then
 puts it into all contrasts of a head at once, in one geometry. Places, sizes and shapes of strokes and plaques follow
 statistics of real lesions (``places``), contrasts follow what the sequences show in vivo. They are stand-ins for
 validation and demonstration, not simulations of a disease, and share no code with the anomalies that methods are
@@ -148,7 +148,7 @@ class Lesion:
 
     @property
     def volume_ml(self) -> float:
-        """Volume of the whole lesion, which ``apply_lesion`` meets to the voxel."""
+        """Volume of the whole lesion, which ``insertion.apply_lesion`` meets to the voxel."""
         return sum(focus.volume_ml for focus in self.foci) + self.oedema_ml
 
 
