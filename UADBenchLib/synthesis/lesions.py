@@ -1,10 +1,10 @@
 """Synthetic lesions with exact masks: tumours, strokes, multiple-sclerosis plaques and white-matter hyperintensities.
 
-What is random is drawn first (``draw_lesion``) and kept, so that any lesion can be made again; ``insertion.apply_lesion`` then
-puts it into all contrasts of a head at once, in one geometry. Places, sizes and shapes of strokes and plaques follow
-statistics of real lesions (``places``), contrasts follow what the sequences show in vivo. They are stand-ins for
-validation and demonstration, not simulations of a disease, and share no code with the anomalies that methods are
-trained on.
+What is random is drawn first (``draw_lesion``) and kept, so that any lesion can be made again;
+``insertion.apply_lesion`` then puts it into all contrasts of a head at once, in one geometry. Places, sizes and shapes
+of strokes and plaques follow statistics of real lesions (``places``), contrasts follow what the sequences show in vivo.
+They are stand-ins for validation and demonstration, not simulations of a disease, and share no code with the anomalies
+that methods are trained on.
 """
 
 from __future__ import annotations
