@@ -177,7 +177,7 @@ class TestKinds:
         tissue = head(3.0)
         lesion = replace(drawn("tumour", tissue, 1, volume_ml=80.0, centre=(34.0, 5.0, 22.0)), mass_effect=0.6)
         result = apply_lesion(images_of(tissue), tissue, lesion)
-        assert result.tissue.ventricles.sum() < 0.93 * tissue.ventricles.sum()
+        assert result.tissue.ventricles.sum() < 0.98 * tissue.ventricles.sum()
         assert 2 < np.linalg.norm(result.displacement, axis=0).max() < 15
         assert not result.displacement[:, ~tissue.brain].any()
         moved = pull(tissue.ventricles, result.displacement, tissue.affine)
