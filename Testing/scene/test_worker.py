@@ -82,7 +82,7 @@ def test_progress_and_result(client, folders):
     assert folder.stat().st_mode & 0o777 == 0o700
     events = until(client, "result")
     kinds = [event["event"] for event in events]
-    assert kinds[0] == "ready" and kinds[1] == "accepted" and kinds[-1] == "result" and kinds.count("warning") == 1
+    assert kinds[0] == "ready" and kinds[1] == "accepted" and kinds[-1] == "result" and kinds.count("warning") == 2
     fractions = [event["fraction"] for event in events if event["event"] == "progress"]
     assert fractions == sorted(fractions) and len(fractions) >= 1
     detections = events[-1]["detections"]
