@@ -118,6 +118,8 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/training/__init__.py
   UADBenchLib/training/brain_extraction.py
   UADBenchLib/training/checkpoint.py
+  UADBenchLib/training/curve.py
+  UADBenchLib/training/distributed.py
   UADBenchLib/training/slices.py
   UADBenchLib/training/trainer.py
   UADBenchLib/writing.py

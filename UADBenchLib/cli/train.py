@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -62,6 +63,8 @@ def train(
             device=device,
             progress=progress,
         )
+    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun the first process speaks
+        return
     for left_out in summary.get("left_out", ()):
         note(f"warning LEFT_OUT: {left_out}")
     if json:

@@ -3,14 +3,12 @@ log of the loss.
 
 Methods that only ``fit`` go once through the training slices. Checkpoints are safetensors like everything else:
 weights, averaged weights, optimiser moments and the generator's state, so that a resumed run takes the very steps that
-an unbroken one would have taken.
+an unbroken one would have taken. Under ``torchrun`` the slices of a batch are shared among the processes.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
 import time
 from collections.abc import Iterator
@@ -20,19 +18,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from UADBenchLib import __version__
 from UADBenchLib.bundles.bundle import Bundle, Metadata, Space, bundle_id, recipe_values, save_bundle
 from UADBenchLib.cohort import CohortScan, read_cohort, select
-from UADBenchLib.errors import InputError
+from UADBenchLib.errors import InputError, UADBenchError
 from UADBenchLib.inference.device import autocast, choose_device
 from UADBenchLib.methods.base import Method, Schedule, Slices
-from UADBenchLib.methods.registry import create_method, method_class
+from UADBenchLib.methods.registry import create_method
 from UADBenchLib.preprocessing.recipe import Recipe
 from UADBenchLib.scan import Progress
 from UADBenchLib.training.checkpoint import follow, load_checkpoint, save_checkpoint
+from UADBenchLib.training.curve import write_curve
+from UADBenchLib.training.distributed import Group, own_device, process_group
 from UADBenchLib.training.slices import SliceSampler, StoredScan, build_store, default_store
-from UADBenchLib.writing import write_text
 
 CHECKPOINT_EVERY = 250
 
@@ -89,41 +89,38 @@ def train(
     InputError
         For an unknown method or preset, an unusable cohort, or a fraction out of range.
     """
-    cls = method_class(method)
-    model_seed = torch.Generator().manual_seed(seed)
+    recipe, target = Recipe(), choose_device(own_device(device))
     torch.manual_seed(seed)  # initial weights are drawn by torch's layers from the global generator
     model = create_method(method, preset)
-    schedule = cls.presets[preset].schedule
+    schedule = model.presets[preset].schedule
     if schedule is not None and steps is not None:
         schedule = replace(schedule, steps=steps)
-    recipe = Recipe()
     origin = model.load_pretrained(contrast, backbone)
     rows = _fraction(
         select(read_cohort(cohort, data), split="train", label="healthy", contrast=contrast), fraction, seed
     )
-    stored, failed = build_store(
-        rows, Path(store) if store else default_store(), recipe, workers=workers, progress=progress
-    )
-    if not stored:
-        raise InputError("COHORT_EMPTY", "no scan of the cohort could be prepared", "see the warnings above")
-    sampler = SliceSampler(stored) if schedule else SliceSampler(stored, minimum_brain=0.0)
     started = time.perf_counter()
-    target = choose_device(device)
-    model.to(target).fit(_batches(sampler, model_seed if schedule else None))
-    log: list[dict[str, float]] = []
-    if schedule is not None:
-        run = _Run(model, schedule, sampler, seed, Path(f"{out}.training"), target)
-        log = run.go(resume, progress)
-        model = run.averaged
-    model.eval().finish(_batches(sampler, torch.Generator().manual_seed(seed)))
-    metadata = _metadata(model, preset, contrast, recipe, stored, seed, len(log), fraction, licence)
-    metadata.trained_on.update(origin)
-    bundle = Bundle(metadata, model.cpu(), recipe)
-    saved = save_bundle(bundle, out)
-    if log:
-        write_text(Path(out) / "docs" / "loss.csv", _loss_table(log))
+    with process_group() as group:
+        progress = progress if group.first else None
+        stored, failed = _stored(group, rows, Path(store) if store else default_store(), recipe, workers, progress)
+        sampler = SliceSampler(stored) if schedule else SliceSampler(stored, minimum_brain=0.0)
+        shuffled = torch.Generator().manual_seed(seed) if schedule else None
+        model.to(target).fit(_batches(sampler, shuffled))
+        log: list[dict[str, float]] = []
+        if schedule is not None:
+            run = _Run(model, schedule, sampler, seed, Path(f"{out}.training"), target, group)
+            log = run.go(resume, progress)
+            model = run.averaged
+        model.eval().finish(_batches(sampler, torch.Generator().manual_seed(seed)))
+        if group.first:
+            metadata = _metadata(model, preset, contrast, recipe, stored, seed, len(log), fraction, licence)
+            metadata.trained_on.update(origin)
+            save_bundle(Bundle(metadata, model.cpu(), recipe), out)
+            if log:
+                write_curve(Path(out) / "docs", log, metadata.id)
+        group.wait()
     return {
-        "id": saved.metadata.id,
+        "id": bundle_id(method, contrast, preset),
         "path": str(out),
         "subjects": len({scan.row.subject for scan in stored}),
         "left_out": [f"{row.scan.name}: {error}" for row, error in failed],
@@ -132,6 +129,20 @@ def train(
         "loss": log[-1]["loss"] if log else None,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _stored(
+    group: Group, rows: list[CohortScan], store: Path, recipe: Recipe, workers: int, progress: Progress | None
+) -> tuple[list[StoredScan], list[tuple[CohortScan, UADBenchError]]]:
+    """The prepared scans; the first process prepares what is missing, the others find it there."""
+    if group.first:
+        stored, failed = build_store(rows, store, recipe, workers=workers, progress=progress)
+    group.wait()
+    if not group.first:
+        stored, failed = build_store(rows, store, recipe)
+    if not stored:
+        raise InputError("COHORT_EMPTY", "no scan of the cohort could be prepared", "see the warnings above")
+    return stored, failed
 
 
 def _fraction(rows: list[CohortScan], fraction: float, seed: int) -> list[CohortScan]:
@@ -162,13 +173,31 @@ def _slices(sampler: SliceSampler, indices: list[int]) -> Slices:
     return Slices(torch.from_numpy(images), torch.from_numpy(masks), torch.from_numpy(positions))
 
 
+class _Loss(nn.Module):
+    """A method whose forward pass is its training loss: what processes average gradients of."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, slices: Slices, generator: torch.Generator) -> Tensor:
+        return self.method.training_loss(slices, generator)
+
+
 class _Run:
     """One run of gradient steps with its checkpoint."""
 
     def __init__(
-        self, model: Method, schedule: Schedule, sampler: SliceSampler, seed: int, folder: Path, device: torch.device
+        self,
+        model: Method,
+        schedule: Schedule,
+        sampler: SliceSampler,
+        seed: int,
+        folder: Path,
+        device: torch.device,
+        group: Group,
     ) -> None:
-        self.model = model.to(device).train()
+        self.model, self.group = model.to(device).train(), group
         self.averaged = create_method(model.name, config=model.configuration()).to(device)
         self.averaged.load_state_dict(self.model.state_dict())
         self.schedule, self.sampler, self.folder, self.device = schedule, sampler, folder, device
@@ -176,6 +205,7 @@ class _Run:
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )
+        self.loss = group.wrap(_Loss(self.model))
         self.log: list[dict[str, float]] = []
 
     def go(self, resume: bool, progress: Progress | None) -> list[dict[str, float]]:
@@ -196,32 +226,36 @@ class _Run:
                 progress(
                     f"training, loss {np.mean([row['loss'] for row in self.log[-50:]]):.5f}", len(self.log) / total
                 )
-            if len(self.log) % CHECKPOINT_EVERY == 0 or len(self.log) == total:
+            if self.group.first and (len(self.log) % CHECKPOINT_EVERY == 0 or len(self.log) == total):
                 self._save()
         return self.log
 
     def _step(self, step: int) -> float:
         schedule = self.schedule
+        # All processes draw the same batch and number; each takes its share of the batch, and numbers of its own.
         indices = torch.randint(len(self.sampler.places), (schedule.batch,), generator=self.generator).tolist()
+        draws = torch.Generator().manual_seed(
+            int(torch.randint(2**62, (1,), generator=self.generator)) + self.group.rank
+        )
         rate = schedule.learning_rate * min(1.0, (step + 1) / max(1, schedule.warm_up))
         if not schedule.constant:
             rate *= 0.5 * (1 + math.cos(math.pi * step / max(1, schedule.steps)))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         with autocast(self.device):
-            loss = self.model.training_loss(_slices(self.sampler, indices), self.generator)
+            loss = self.loss(_slices(self.sampler, self.group.share(indices)), draws)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), schedule.clip)
         self.optimiser.step()
         follow(self.averaged, self.model, step, schedule.ema)
-        return float(loss.detach())
+        return float(self.group.mean(loss.detach()))
 
     def _save(self) -> None:
         rows = [[row["step"], row["loss"], row["learning_rate"]] for row in self.log]
         more = {"generator": self.generator.get_state(), "log": torch.tensor(rows, dtype=torch.float64)}
         save_checkpoint(self.folder, self.model, self.averaged, self.optimiser, **more)
-        write_text(self.folder / "loss.csv", _loss_table(self.log))
+        write_curve(self.folder, self.log, self.model.name)
 
     def _restore(self) -> None:
         arrays = load_checkpoint(self.folder, self.model, self.averaged, self.optimiser)
@@ -230,19 +264,6 @@ class _Run:
         self.generator.set_state(arrays["generator"])
         rows = arrays["log"].tolist()
         self.log = [{"step": int(s), "loss": loss, "learning_rate": rate} for s, loss, rate in rows]
-
-
-def _loss_table(log: list[dict[str, float]]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["step", "loss", "learning_rate"])
-    # Means of 50 steps: single losses are noise, and the file is read by people.
-    for start in range(0, len(log), 50):
-        part = log[start : start + 50]
-        writer.writerow(
-            [part[-1]["step"] + 1, f"{np.mean([r['loss'] for r in part]):.6g}", f"{part[-1]['learning_rate']:.4g}"]
-        )
-    return stream.getvalue()
 
 
 def _metadata(
