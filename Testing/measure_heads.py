@@ -24,7 +24,8 @@ from UADBenchLib.errors import InputError
 from UADBenchLib.geometry import canonical
 from UADBenchLib.parallel import map_processes
 from UADBenchLib.preprocessing.brain_extraction import find_brain
-from UADBenchLib.preprocessing.recipe import prepare
+from UADBenchLib.preprocessing.contrast import find_contrast
+from UADBenchLib.preprocessing.recipe import Recipe, prepare
 from UADBenchLib.reading import contrast_from_name, read_mask, read_scan
 from UADBenchLib.scan import CONTRASTS, Scan
 from UADBenchLib.synthesis.anatomy import brain_mask, deform, draw_deformation, read_anatomies, read_anatomy
@@ -35,6 +36,7 @@ from UADBenchLib.synthesis.insertion import apply_lesion
 from UADBenchLib.synthesis.lesions import KINDS, draw_lesion
 from UADBenchLib.synthesis.tissue import tissue_from_anatomy
 from UADBenchLib.training.brain_extraction import HELD_OUT, whole_heads
+from UADBenchLib.training.slices import build_store, default_store
 from UADBenchLib.writing import atomic, write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,11 +109,25 @@ def seconds_rows(data: Path, maps: Path) -> list[dict[str, object]]:
 
 
 def contrast_rows(data: Path, maps: Path, workers: int) -> list[dict[str, object]]:
-    """Contrast found in every scan below the data folder whose name states one, and in synthesised heads."""
+    """Contrast found in every scan below the data folder whose name states one, and in synthesised heads.
+
+    Scans of the T1w cohort are taken as they were prepared for training and calibration, with their given masks.
+    """
+    cohort = read_cohort(ROOT / "Resources" / "Splits" / "t1w.csv", data)
+    stored, _ = build_store(cohort, default_store(), Recipe(), workers=workers)
+    rows = [_found(one.row.scan, one.row.contrast, *one.volume(), data) for one in stored]
+    known = {one.row.scan.resolve() for one in stored}
     paths = [path for path in sorted(data.glob("*/sub-*/**/*.nii.gz")) if contrast_from_name(path)]
-    tasks: list[tuple] = [(path.parts[len(data.parts)], path) for path in paths]
+    tasks: list[tuple] = [(path.parts[len(data.parts)], path) for path in paths if path.resolve() not in known]
     tasks += [("synthetic", maps, number) for number in range(SYNTHETIC)]
-    return list(map_processes(_contrast_row, tasks, workers))
+    return rows + list(map_processes(_contrast_row, tasks, workers))
+
+
+def _found(path: Path, contrast: str, voxels: np.ndarray, mask: np.ndarray, data: Path) -> dict[str, object]:
+    """The row of a scan that was prepared already."""
+    found = find_contrast(voxels, mask, Recipe().tissues)
+    row = {"source": path.parts[len(data.parts)], "scan": path.name, "contrast": contrast}
+    return {**row, "found": found.contrast, "csf": found.csf, "grey": found.grey, "white": found.white}
 
 
 def _contrast_row(task: tuple) -> dict[str, object]:

@@ -12,11 +12,19 @@ import pytest
 import torch
 from builders import affine_of, dice, rotation, write_cohort
 from phantom import phantom_labels, write_phantom
+from scipy.ndimage import distance_transform_edt
 
 from UADBenchLib.errors import CancelledError, InputError
 from UADBenchLib.geometry import canonical, resample
 from UADBenchLib.preprocessing import brain_extraction
-from UADBenchLib.preprocessing.brain_extraction import STEP, WORK_MM, brain_probability, find_brain, to_work_grid
+from UADBenchLib.preprocessing.brain_extraction import (
+    STEP,
+    WORK_MM,
+    _rim_checks,
+    brain_probability,
+    find_brain,
+    to_work_grid,
+)
 from UADBenchLib.preprocessing.recipe import _as_scan
 from UADBenchLib.scan import CONTRASTS
 from UADBenchLib.synthesis.anatomy import Anatomy, brain_mask, read_anatomy
@@ -96,8 +104,19 @@ class TestNetwork:
         back = resample(work, grid, voxels.shape, head.affine, order=1)
         assert np.corrcoef(back.ravel(), voxels.ravel())[0, 1] > 0.97
 
+    @pytest.mark.parametrize("contrast", CONTRASTS)
+    def test_fat_in_the_mask_is_said(self, head: Anatomy, contrast: str) -> None:
+        work, grid = to_work_grid(scanned(head, contrast), head.affine)
+        mask = resample(brain_mask(head).astype(np.float32), head.affine, work.shape, grid, order=1) > 0.5
+        assert _rim_checks(work, mask) == ()
+        depth = distance_transform_edt(mask) * WORK_MM
+        side = np.indices(mask.shape)[0] < mask.shape[0] // 2
+        work[(depth > 0) & (depth <= 4) & side] = 2.0
+        checks = _rim_checks(work, mask)
+        assert [check.code for check in checks] == ([] if contrast == "T2w" else ["BRAIN_MASK_RIM"])
+
     def test_probabilities(self, head: Anatomy) -> None:
-        probability, _ = brain_probability(scanned(head), head.affine)
+        probability = brain_probability(to_work_grid(scanned(head), head.affine)[0])
         assert probability.dtype == np.float32 and 0 <= probability.min() and probability.max() <= 1
 
 
@@ -164,7 +183,7 @@ class TestTraining:
         monkeypatch.setattr(brain_extraction, "network_folder", lambda: tmp_path / "network")
         brain_extraction._network.cache_clear()
         try:
-            assert brain_probability(scanned(head), head.affine)[0].shape
+            assert brain_probability(to_work_grid(scanned(head), head.affine)[0]).shape
         finally:
             brain_extraction._network.cache_clear()
 

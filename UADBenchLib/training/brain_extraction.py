@@ -64,7 +64,7 @@ class Recipe:
 
     widths: tuple[int, ...] = (16, 32, 64, 64)
     stem: int = 2
-    steps: int = 6200
+    steps: int = 7400
     learning_rate: float = 1.5e-3
     warm_up: int = 50
     ema: float = 0.99
@@ -130,6 +130,8 @@ def _synthetic(anatomy: Anatomy, rng: np.random.Generator, priors: bool) -> tupl
     image = paint(head, look, acquisition.seed)
     if rng.random() < 0.4:
         _spoil(image, mask, rng)
+    if rng.random() < 0.4:
+        _spoil(image, _beside(mask), rng)
     voxels, affine = acquire(image, head, acquisition)
     return voxels, affine, reference_on(mask, head, voxels.shape, affine)
 
@@ -142,8 +144,15 @@ def _voxel(rng: np.random.Generator) -> tuple[float, float, float]:
     return tuple(voxel)
 
 
+def _beside(mask: np.ndarray) -> np.ndarray:
+    """What lies within 30 mm of the brain."""
+    return _grown(mask, round(30 / WORK_MM)) & ~mask
+
+
 def _spoil(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> None:
-    """Put balls of any intensity into the brain, in place: a tumour is still inside."""
+    """Put balls of any intensity into the mask, in place: a tumour is still inside, an eye or a muscle still outside.
+
+    Label maps do not tell orbits, muscles and sinuses apart."""
     places = np.argwhere(mask)
     grid = np.ogrid[tuple(slice(n) for n in image.shape)]
     for _ in range(rng.integers(1, 4)):
@@ -175,6 +184,8 @@ def _real(head: RealHead, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
     )
     if rng.random() < 0.25:
         _spoil(voxels, mask, rng)
+    if rng.random() < 0.25:
+        _spoil(voxels, _beside(mask), rng)
     scanned, grid = acquire(voxels, carrier, acquisition)
     return scanned, grid, reference_on(mask, carrier, scanned.shape, grid)
 
