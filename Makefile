@@ -5,7 +5,7 @@ SCENE_VENV := .venv-scene
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-backend test-scene test-slow lint models brain-extraction measure clean
+.PHONY: demo test test-backend test-scene test-slow lint cohorts models models-t1w models-t2w models-flair brain-extraction measure clean
 
 demo: $(VENV)/ready
 	$(BIN)/uadbench demo --out uadbench-demo
@@ -25,13 +25,40 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# DATA is the folder that the paths of Resources/Splits/t1w.csv start from.
-models: $(VENV)/ready
-	for method in intensity_norm denoising_autoencoder disyre; do \
-	  id=$$(echo $$method-t1w-compact | tr _ -); \
-	  $(BIN)/uadbench train $$method --cohort Resources/Splits/t1w.csv --data $(DATA) --contrast T1w --preset compact --seed 0 --licence Apache-2.0 --out Resources/Models/$$id && \
-	  $(BIN)/uadbench calibrate Resources/Models/$$id --healthy Resources/Splits/t1w.csv --data $(DATA) || exit 1; \
-	done
+# DATA is the folder that the paths of Resources/Splits/*.csv start from, MAPS one of whole-head label maps with FreeSurfer
+# numbers, COHORTS a new one for what is made of them.
+COHORTS ?= cohorts
+UADBENCH := $(BIN)/uadbench
+NETWORKS := ssl_backbone patchcore reverse_distillation uniad fae context_vae denoising_autoencoder disyre itermask2 andi riad
+lower = $(subst _,-,$(1))
+
+# Healthy heads in T2w and FLAIR, since there are no real ones; splits are by label map.
+cohorts: $(VENV)/ready
+	for split in train validation test; do \
+	  mkdir -p $(COHORTS)/maps/$$split && for map in $$(grep ",$$split$$" Resources/Splits/label-maps.csv | cut -d, -f1); do \
+	    ln -sf $(abspath $(MAPS))/$$map $(COHORTS)/maps/$$split/ || exit 1; done; done
+	$(UADBENCH) synthesise --maps $(COHORTS)/maps/train --healthy 72 --lesions 0 --seed 1 --plan Resources/Splits/train.yaml --out $(COHORTS)/train
+	$(UADBENCH) synthesise --maps $(COHORTS)/maps/validation --healthy 12 --lesions 0 --seed 2 --plan Resources/Splits/validation.yaml --out $(COHORTS)/validation
+	$(UADBENCH) synthesise --maps $(COHORTS)/maps/test --healthy 8 --lesions 16 --seed 3 --plan Resources/Splits/test.yaml --out $(COHORTS)/test
+	$(UADBENCH) synthesise --scans Resources/Splits/t1w.csv --data $(DATA) --lesions 24 --seed 5 --out $(COHORTS)/t1w-lesions
+
+# $(call bundle,METHOD,contrast,Contrast,training cohort,validation cohort)
+define bundle
+	$(UADBENCH) train $(1) --cohort $(4) --contrast $(3) --preset compact --seed 0 --licence Apache-2.0 --resume --out Resources/Models/$(call lower,$(1))-$(2)-compact
+	$(UADBENCH) calibrate Resources/Models/$(call lower,$(1))-$(2)-compact --healthy $(5)
+
+endef
+
+models: models-t1w models-t2w models-flair
+
+models-t1w: $(VENV)/ready
+	$(foreach method,intensity_norm $(NETWORKS),$(call bundle,$(method),t1w,T1w,Resources/Splits/t1w.csv --data $(DATA),Resources/Splits/t1w.csv --data $(DATA)))
+
+models-t2w: cohorts
+	$(foreach method,intensity_norm $(NETWORKS),$(call bundle,$(method),t2w,T2w,$(COHORTS)/train/cohort.csv,$(COHORTS)/validation/cohort.csv))
+
+models-flair: cohorts
+	$(foreach method,intensity_norm denoising_autoencoder disyre,$(call bundle,$(method),flair,FLAIR,$(COHORTS)/train/cohort.csv,$(COHORTS)/validation/cohort.csv))
 
 # MAPS is a folder of whole-head label maps with FreeSurfer numbers.
 brain-extraction: $(VENV)/ready
@@ -39,6 +66,7 @@ brain-extraction: $(VENV)/ready
 
 measure: $(VENV)/ready
 	$(BIN)/python Testing/measure.py --data $(DATA) --out docs/figures
+	$(BIN)/python Testing/draw_methods.py
 	$(BIN)/python Testing/measure_heads.py --data $(DATA) --maps $(MAPS) --out docs/figures
 
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -129,7 +129,7 @@ def main() -> None:
     rows = select(cohort, split="validation") + select(cohort, split="test")
     healthy = [line for model in models for line in healthy_rows(model, rows, store, arguments.workers)]
     write_csv(arguments.out / "healthy.csv", healthy, list(healthy[0]))
-    lesions = lesion_rows(models, read_cohort(SPLITS / "t1w-lesions.csv", arguments.data))
+    lesions = lesion_rows(models, read_cohort(SPLITS / "lesions.csv", arguments.data))
     columns = list(dict.fromkeys(name for line in lesions for name in line))
     write_csv(arguments.out / "lesions.csv", lesions, columns)
     for model in models:

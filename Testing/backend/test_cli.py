@@ -348,7 +348,7 @@ def test_bad_input_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_demo_compares_every_t1w_model(
+def test_demo_compares_the_preferred_models(
     run: Run, calls: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import types
@@ -357,7 +357,7 @@ def test_demo_compares_every_t1w_model(
     affine = np.diag([2.5, 2.5, 2.5, 1.0])
     sample = types.ModuleType("UADBenchLib.synthesis.sample")
     scan = Scan(voxels, affine, stem="sample_T1w", contrast="T1w")
-    sample.make_sample = lambda: (scan, spot, voxels > 200)
+    sample.make_sample = lambda contrast: (scan, spot, voxels > 200)
     monkeypatch.setitem(sys.modules, "UADBenchLib.synthesis.sample", sample)
     monkeypatch.chdir(tmp_path)
     original = _detect_without_options(monkeypatch)

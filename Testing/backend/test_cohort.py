@@ -188,7 +188,7 @@ class TestShippedTable:
         assert {row["contrast"] for row in rows} == {"T1w"}
 
     def test_the_lesion_table_shares_no_subject_with_it(self, rows: list[dict[str, str]], repository: Path) -> None:
-        path = repository / "Resources" / "Splits" / "t1w-lesions.csv"
+        path = repository / "Resources" / "Splits" / "lesions.csv"
         with path.open(newline="", encoding="utf-8") as stream:
             lesions = list(csv.DictReader(stream))
         assert lesions

@@ -7,6 +7,7 @@ import pytest
 from builders import centroid
 
 from UADBenchLib.geometry import is_orthonormal
+from UADBenchLib.preprocessing.recipe import prepare
 from UADBenchLib.scan import Scan
 from UADBenchLib.synthesis.sample import make_sample
 
@@ -38,3 +39,12 @@ class TestSample:
         other, nothing, mask = make_sample(1, lesion_ml=None)
         assert not nothing.any() and mask.any()
         assert np.abs(other.voxels - again.voxels)[mask].mean() > 20
+
+
+@pytest.mark.parametrize("contrast", ["T2w", "FLAIR"])
+def test_other_contrasts_look_like_themselves(contrast: str) -> None:
+    scan, reference, mask = make_sample(contrast=contrast)
+    assert (scan.stem, scan.contrast) == (f"sample_{contrast}", contrast)
+    assert scan.voxels[reference].mean() > 1.1 * np.median(scan.voxels[mask & ~reference])
+    prepared = prepare(scan, brain_mask=mask)
+    assert prepared.contrast is not None and prepared.contrast.contrast == contrast

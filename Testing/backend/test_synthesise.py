@@ -106,6 +106,11 @@ class TestWritten:
         synthesise(maps, again, healthy=1, lesions=2, seed=5, plan=plan(COARSE, tmp_path), workers=2)
         assert digest(again) == digest(made)
 
+    def test_a_prefix_keeps_cohorts_apart(self, maps: Path, tmp_path: Path) -> None:
+        synthesise(maps, tmp_path / "out", healthy=1, lesions=0, plan=plan(COARSE + "prefix: train\n", tmp_path))
+        (row,) = [r for r in read_cohort(tmp_path / "out" / "cohort.csv") if r.contrast == "T1w"]
+        assert row.subject == "sub-train001" and row.scan.name == "sub-train001_T1w.nii.gz"
+
     def test_another_seed_gives_another_cohort(self, made: Path, maps: Path, tmp_path: Path) -> None:
         synthesise(maps, tmp_path / "other", healthy=1, lesions=0, seed=6, plan=plan(COARSE, tmp_path))
         name = "sub-001/anat/sub-001_T1w.nii.gz"

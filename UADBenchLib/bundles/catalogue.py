@@ -61,8 +61,8 @@ def find_model(name: str) -> Path:
     raise InputError("MODEL_UNKNOWN", f"there is no model {name!r}", f"the models are: {known}")
 
 
-def default_model(contrast: str) -> str:
-    """Return the id of the model to use for a contrast when the user names none.
+def models_for(contrast: str) -> list[str]:
+    """Return the ids of the sound bundles for a contrast, the one to use when the user names none first.
 
     Raises
     ------
@@ -77,4 +77,10 @@ def default_model(contrast: str) -> str:
             "`uadbench models` lists what there is; `uadbench train` makes one",
         )
     rank = {name: number for number, name in enumerate(PREFERENCE)}
-    return min(fitting, key=lambda entry: (rank.get(entry.get("method"), len(rank)), entry["id"]))["id"]
+    fitting.sort(key=lambda entry: (rank.get(entry.get("method"), len(rank)), entry["id"]))
+    return [entry["id"] for entry in fitting]
+
+
+def default_model(contrast: str) -> str:
+    """Return the id of the model to use for a contrast when the user names none; raises as ``models_for``."""
+    return models_for(contrast)[0]

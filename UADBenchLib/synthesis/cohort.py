@@ -196,7 +196,7 @@ def _draw(
     looks = {contrast: _look(contrast, plan.scanners[scanner], rng) for contrast in plan.contrasts}
     acquisitions = {c: _acquisition(c, plan, facts, rng) for c in plan.contrasts}
     drawn = Participant(
-        f"sub-{number + 1:03d}", age, sex, scanner, facts["site"], source.name, kind,
+        f"sub-{plan.prefix}{number + 1:03d}", age, sex, scanner, facts["site"], source.name, kind,
         deformation, looks, acquisitions, lesions, int(rng.integers(2**31)),
     )  # fmt: skip
     return drawn, anatomy, tissue

@@ -84,8 +84,13 @@ def _holds(value: Any, wanted: Any) -> bool:
 
 
 class Plan(_Strict):
-    """What a cohort is made by: scanners, effects, kinds of lesions and how visible they are."""
+    """What a cohort is made by: scanners, effects, kinds of lesions and how visible they are.
 
+    ``prefix`` goes before the participants' numbers, so that cohorts made for training, validation and test share no
+    name.
+    """
+
+    prefix: str = Field("", pattern="^[A-Za-z0-9]*$", max_length=20)
     scanners: dict[str, Scanner] = SCANNERS
     effects: tuple[Effect, ...] = ()
     lesion_types: tuple[str, ...] = tuple(KINDS)

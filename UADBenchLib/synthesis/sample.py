@@ -12,9 +12,10 @@ import numpy as np
 from UADBenchLib.geometry import resample
 from UADBenchLib.preprocessing.registration import load_template
 from UADBenchLib.scan import Scan
+from UADBenchLib.synthesis.contrasts import PRIORS
 from UADBenchLib.synthesis.insertion import apply_lesion
 from UADBenchLib.synthesis.lesions import draw_lesion
-from UADBenchLib.synthesis.tissue import tissue_from_scan
+from UADBenchLib.synthesis.tissue import tissue_from_scan, tissue_of_template
 
 VOXEL_MM = (1.5, 1.5, 2.0)
 TEMPLATE_MM = 2
@@ -22,23 +23,27 @@ LESION_CENTRE = (28.0, 22.0, 26.0)
 """RAS mm: deep in the right frontal white matter."""
 
 
-def make_sample(seed: int = 0, *, lesion_ml: float | None = 18.0) -> tuple[Scan, np.ndarray, np.ndarray]:
+def make_sample(
+    seed: int = 0, *, contrast: str = "T1w", lesion_ml: float | None = 18.0
+) -> tuple[Scan, np.ndarray, np.ndarray]:
     """Make the sample case.
 
     Parameters
     ----------
     seed : int
         Of everything random.
+    contrast : str
+        ``"T1w"``, ``"T2w"`` or ``"FLAIR"``; the template is a T1w average, other contrasts are painted on its tissues.
     lesion_ml : float or None
         Volume of the lesion; None leaves the brain healthy.
 
     Returns
     -------
     (Scan, numpy.ndarray, numpy.ndarray)
-        A brain-only T1w scan of 1.5 x 1.5 x 2 mm, its boolean reference, and its boolean brain mask, on one grid.
+        A brain-only scan of 1.5 x 1.5 x 2 mm, its boolean reference, and its boolean brain mask, on one grid.
     """
     rng = np.random.default_rng(seed)
-    template, mask, affine = _sharp_template()
+    template, mask, affine = _sharp_template() if contrast == "T1w" else _painted_template(contrast)
     voxels, inside = _bend([template, mask], rng)
     brain = inside > 0.5
     voxels = voxels * brain
@@ -47,10 +52,10 @@ def make_sample(seed: int = 0, *, lesion_ml: float | None = 18.0) -> tuple[Scan,
         tissue = tissue_from_scan(voxels, affine, brain, np.eye(4))
         drawn = np.random.default_rng(seed + 1)
         lesion = draw_lesion("tumour", tissue, drawn, variant="solid", volume_ml=lesion_ml, centre=LESION_CENTRE)
-        lesioned = apply_lesion({"T1w": voxels}, tissue, lesion)
-        voxels, reference = lesioned.images["T1w"], lesioned.mask
+        lesioned = apply_lesion({contrast: voxels}, tissue, lesion)
+        voxels, reference = lesioned.images[contrast], lesioned.mask
     voxels = voxels * np.exp(0.05 * _smooth_field(brain.shape, 60.0 / TEMPLATE_MM, rng)) * brain
-    return _on_oblique_grid(voxels, reference, brain, affine, rng)
+    return _on_oblique_grid(contrast, voxels, reference, brain, affine, rng)
 
 
 def _sharp_template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -60,6 +65,14 @@ def _sharp_template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     template = load_template(TEMPLATE_MM)
     soft = gaussian_filter(template.voxels, 1.0)
     return np.clip(template.voxels + 0.8 * (template.voxels - soft), 0, None), template.mask, template.affine
+
+
+def _painted_template(contrast: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The template's tissues in the mean intensities of another contrast, brain mask and affine."""
+    template, tissue, means = load_template(TEMPLATE_MM), tissue_of_template(TEMPLATE_MM), PRIORS[contrast]
+    shares = {"white matter": tissue.white, "cortex": tissue.grey, "csf": tissue.csf}
+    voxels = sum(share * means[name][0] for name, share in shares.items())
+    return np.where(template.mask, voxels, 0).astype(np.float32), template.mask, template.affine
 
 
 def _smooth_field(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.ndarray:
@@ -85,7 +98,12 @@ def _bend(parts: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]
 
 
 def _on_oblique_grid(
-    voxels: np.ndarray, reference: np.ndarray, brain: np.ndarray, affine: np.ndarray, rng: np.random.Generator
+    contrast: str,
+    voxels: np.ndarray,
+    reference: np.ndarray,
+    brain: np.ndarray,
+    affine: np.ndarray,
+    rng: np.random.Generator,
 ) -> tuple[Scan, np.ndarray, np.ndarray]:
     angle = np.deg2rad(7.0)
     tilt = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
@@ -102,8 +120,8 @@ def _on_oblique_grid(
     scan = Scan(
         voxels=np.where(inside, np.maximum(noisy, 0.001) * 1000, 0).astype(np.float32),
         affine=target,
-        stem="sample_T1w",
-        contrast="T1w",
+        stem=f"sample_{contrast}",
+        contrast=contrast,
         provenance={"format": "made by uadbench", "generator": "synthesis.sample"},
     )
     return scan, truth, inside
