@@ -63,7 +63,7 @@ class AndiConfig:
         [0, 1000] to the embedding.
     """
 
-    widths: tuple[int, ...] = (24, 48, 96, 128)
+    widths: tuple[int, ...] = (16, 32, 64, 80)
     stem: int = 2
     blocks: tuple[int, ...] = ()
     size: int = 0
@@ -106,7 +106,7 @@ class Andi(Method):
     name = "andi"
     paper = "Frotscher et al. 2023, arXiv 2312.04275"
     presets = {
-        "compact": Preset(AndiConfig(), Schedule(steps=6_000, learning_rate=8e-4)),
+        "compact": Preset(AndiConfig(), Schedule(steps=5_000, learning_rate=8e-4)),
         "paper": Preset(PAPER, published(15_000, ema=0.9999)),
     }
 

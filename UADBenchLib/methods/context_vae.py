@@ -53,8 +53,8 @@ class ContextVaeConfig:
         See ``Frame``.
     """
 
-    widths: tuple[int, ...] = (16, 32, 64, 128)
-    code: int = 128
+    widths: tuple[int, ...] = (16, 32, 64, 96)
+    code: int = 32
     pixels: tuple[int, int] = (80, 96)
     kernel: int = 4
     plain: bool = False
@@ -83,7 +83,7 @@ class ContextVae(Method):
     name = "context_vae"
     paper = "Zimmerer et al. 2018, arXiv 1812.05941; Chatterjee et al. 2022, arXiv 2201.13271"
     presets = {
-        "compact": Preset(ContextVaeConfig(), Schedule(steps=10_000, batch=32, learning_rate=1e-3)),
+        "compact": Preset(ContextVaeConfig(), Schedule(steps=4_000, batch=32, learning_rate=1e-3)),
         # The number of steps is not published.
         "paper": Preset(PAPER, published(50_000, batch=32)),
     }

@@ -26,7 +26,7 @@ class DenoisingAutoencoderConfig:
     """Channels per level and folding of the U-Net; cells of the noise along the longer side (192 mm); range of its
     standard deviation; whether the network is the published one; its frame (see ``Frame``)."""
 
-    widths: tuple[int, ...] = (48, 96, 128, 160)
+    widths: tuple[int, ...] = (24, 48, 64, 80)
     stem: int = 2
     grids: tuple[int, ...] = (6, 10, 16)
     sigma: tuple[float, float] = (0.05, 0.35)
@@ -47,7 +47,7 @@ class DenoisingAutoencoder(Method):
     name = "denoising_autoencoder"
     paper = "Kascenas et al. 2023, arXiv 2301.08330"
     presets = {
-        "compact": Preset(DenoisingAutoencoderConfig(), Schedule(steps=9_000, learning_rate=8e-4)),
+        "compact": Preset(DenoisingAutoencoderConfig(), Schedule(steps=5_000, learning_rate=8e-4)),
         "paper": Preset(
             PAPER, Schedule(steps=67_200, learning_rate=1e-4, weight_decay=1e-5, warm_up=0, clip=0.5, ema=0.0)
         ),

@@ -57,7 +57,7 @@ class DisyreConfig:
         See ``DiffusionUNetSettings``.
     """
 
-    widths: tuple[int, ...] = (48, 96, 128, 160)
+    widths: tuple[int, ...] = (24, 48, 80, 96)
     stem: int = 2
     radius: tuple[float, float] = (2.0, 20.0)
     shapes: int = 3
@@ -96,7 +96,7 @@ class Disyre(Method):
     name = "disyre"
     paper = "Naval Marimont et al. 2024, arXiv 2311.15453 and 2405.06284"
     presets = {
-        "compact": Preset(DisyreConfig(), Schedule(steps=9_000, learning_rate=8e-4)),
+        "compact": Preset(DisyreConfig(), Schedule(steps=6_000, learning_rate=8e-4)),
         "paper": Preset(PAPER, published(100_000, batch=64, ema=0.9999)),
     }
 

@@ -33,7 +33,7 @@ class FaeConfig(FeatureConfig):
         Windows of the structural similarity.
     """
 
-    widths: tuple[int, ...] = (64, 96, 128)
+    widths: tuple[int, ...] = (48, 80, 96)
     kernel: int = 4
     bottom_kernel: int = 3
     first_kernel: int = 4
@@ -99,7 +99,7 @@ class Fae(FeatureMethod):
     name = "fae"
     paper = "Meissen et al. 2022, arXiv 2208.10992"
     presets = {
-        "compact": Preset(FaeConfig(), Schedule(steps=5_000, learning_rate=1e-3)),
+        "compact": Preset(FaeConfig(), Schedule(steps=2_500, learning_rate=1e-3)),
         # T1w; twice the steps for T2w.
         "paper": Preset(PAPER, published(20_000)),
     }

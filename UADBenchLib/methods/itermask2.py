@@ -58,8 +58,8 @@ class IterMask2Config:
         Of the published U-Net; see ``DiffusionUNetSettings``.
     """
 
-    first_widths: tuple[int, ...] = (16, 32, 48, 64)
-    widths: tuple[int, ...] = (24, 48, 72, 96)
+    first_widths: tuple[int, ...] = (16, 24, 40, 56)
+    widths: tuple[int, ...] = (16, 32, 56, 72)
     stem: int = 2
     blocks: tuple[int, ...] = ()
     size: int = 0
@@ -100,7 +100,7 @@ class IterMask2(Method):
     name = "itermask2"
     paper = "Liang et al. 2024, arXiv 2406.02422"
     presets = {
-        "compact": Preset(IterMask2Config(), Schedule(steps=5_000, learning_rate=8e-4)),
+        "compact": Preset(IterMask2Config(), Schedule(steps=4_000, learning_rate=8e-4)),
         "paper": Preset(PAPER, published(100_000, ema=0.9999)),
     }
 

@@ -39,9 +39,9 @@ class ReverseDistillationConfig(FeatureConfig):
     """
 
     taps: tuple[str, ...] = ("stage1", "stage2", "stage3")
-    code: int = 128
+    code: int = 96
     fuse_blocks: int = 1
-    blocks: tuple[int, ...] = (2, 2, 2)
+    blocks: tuple[int, ...] = (1, 1, 1)
     wide: bool = False
     by_place: float = 1.0
     unused_layer: bool = False
@@ -70,7 +70,7 @@ class ReverseDistillation(FeatureMethod):
     name = "reverse_distillation"
     paper = "Deng & Li 2022, arXiv 2201.10703"
     presets = {
-        "compact": Preset(ReverseDistillationConfig(), Schedule(steps=6_000, learning_rate=2e-3)),
+        "compact": Preset(ReverseDistillationConfig(), Schedule(steps=4_000, learning_rate=2e-3)),
         # T1w; 15,000 steps for T2w.
         "paper": Preset(PAPER, published(20_000)),
     }

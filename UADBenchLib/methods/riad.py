@@ -45,7 +45,7 @@ class RiadConfig:
         See ``DiffusionUNetSettings``.
     """
 
-    widths: tuple[int, ...] = (24, 48, 72, 96)
+    widths: tuple[int, ...] = (16, 32, 56, 80)
     stem: int = 2
     blocks: tuple[int, ...] = ()
     size: int = 0
@@ -79,7 +79,7 @@ class Riad(Method):
     name = "riad"
     paper = "Zavrtanik et al. 2021, doi:10.1016/j.patcog.2020.107706"
     presets = {
-        "compact": Preset(RiadConfig(), Schedule(steps=6_000, batch=4, learning_rate=1e-3)),
+        "compact": Preset(RiadConfig(), Schedule(steps=5_000, batch=4, learning_rate=1e-3)),
         # T1w; the published rate for T2w is 5e-5.
         "paper": Preset(PAPER, published(100_000, batch=16, learning_rate=5e-6)),
     }

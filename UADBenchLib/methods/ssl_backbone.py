@@ -62,7 +62,7 @@ class SslBackbone(Method):
 
     name = "ssl_backbone"
     paper = "Bardes et al. 2022, arXiv 2105.04906, with two tasks of this project"
-    presets = {"compact": Preset(SslBackboneConfig(), Schedule(steps=4_500, learning_rate=1e-3))}
+    presets = {"compact": Preset(SslBackboneConfig(), Schedule(steps=2_500, learning_rate=1e-3))}
 
     def __init__(self, config: SslBackboneConfig) -> None:
         super().__init__(config)

@@ -35,9 +35,9 @@ class UniadConfig(FeatureConfig):
 
     taps: tuple[str, ...] = ("stem", "stage1", "stage2", "stage3")
     grid: tuple[int, int] = (10, 12)
-    width: int = 128
+    width: int = 96
     heads: int = 4
-    inner: int = 384
+    inner: int = 256
     encoders: int = 2
     decoders: int = 2
     neighbourhood: int = 5
@@ -69,7 +69,7 @@ class Uniad(FeatureMethod):
     name = "uniad"
     paper = "You et al. 2022, arXiv 2206.03687"
     presets = {
-        "compact": Preset(UniadConfig(), Schedule(steps=5_000, learning_rate=5e-4, clip=0.1)),
+        "compact": Preset(UniadConfig(), Schedule(steps=2_500, learning_rate=5e-4, clip=0.1)),
         "paper": Preset(PAPER, published(25_000, clip=0.1)),
     }
 

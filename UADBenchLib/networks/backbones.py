@@ -147,7 +147,7 @@ class _B32(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(*conv_norm(1, 32, 5, 2), nn.ReLU())
         self.stages, inputs = ["stem"], 32
-        for name, width, stride in (("stage1", 32, 1), ("stage2", 64, 2), ("stage3", 96, 2)):
+        for name, width, stride in (("stage1", 32, 1), ("stage2", 48, 2), ("stage3", 64, 2)):
             if self.stages[-1] == last:
                 break
             self.stages.append(name)
@@ -173,7 +173,7 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "b32": Architecture(_B32, {"stem": (32, 2), "stage1": (32, 2), "stage2": (64, 4), "stage3": (96, 8)}, "", 1),
+    "b32": Architecture(_B32, {"stem": (32, 2), "stage1": (32, 2), "stage2": (48, 4), "stage3": (64, 8)}, "", 1),
     "resnet18": Architecture(
         lambda last: _ResNet(last, BasicBlock, (64, 128, 256, 512), (2, 2, 2, 2)),
         {"stem": (64, 4), "layer1": (64, 4), "layer2": (128, 8), "layer3": (256, 16), "layer4": (512, 32)},
