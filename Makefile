@@ -37,7 +37,7 @@ cohorts: $(VENV)/ready
 	for split in train validation test; do \
 	  mkdir -p $(COHORTS)/maps/$$split && for map in $$(grep ",$$split$$" Resources/Splits/label-maps.csv | cut -d, -f1); do \
 	    ln -sf $(abspath $(MAPS))/$$map $(COHORTS)/maps/$$split/ || exit 1; done; done
-	$(UADBENCH) synthesise --maps $(COHORTS)/maps/train --healthy 72 --lesions 0 --seed 1 --plan Resources/Splits/train.yaml --out $(COHORTS)/train
+	$(UADBENCH) synthesise --maps $(COHORTS)/maps/train --healthy 48 --lesions 0 --seed 1 --plan Resources/Splits/train.yaml --out $(COHORTS)/train
 	$(UADBENCH) synthesise --maps $(COHORTS)/maps/validation --healthy 12 --lesions 0 --seed 2 --plan Resources/Splits/validation.yaml --out $(COHORTS)/validation
 	$(UADBENCH) synthesise --maps $(COHORTS)/maps/test --healthy 8 --lesions 16 --seed 3 --plan Resources/Splits/test.yaml --out $(COHORTS)/test
 	$(UADBENCH) synthesise --scans Resources/Splits/t1w.csv --data $(DATA) --lesions 24 --seed 5 --out $(COHORTS)/t1w-lesions

@@ -96,7 +96,7 @@ class Disyre(Method):
     name = "disyre"
     paper = "Naval Marimont et al. 2024, arXiv 2311.15453 and 2405.06284"
     presets = {
-        "compact": Preset(DisyreConfig(), Schedule(steps=6_000, learning_rate=8e-4)),
+        "compact": Preset(DisyreConfig(), Schedule(steps=4_500, learning_rate=8e-4)),
         "paper": Preset(PAPER, published(100_000, batch=64, ema=0.9999)),
     }
 

@@ -64,6 +64,7 @@ PARTICIPANT_COLUMNS = (
 )
 COHORT_COLUMNS = (
     "scan", "contrast", "label", "subject", "reference", "brain_mask", "age", "sex", "scanner", "site", "lesion_type",
+    "licence",
 )  # fmt: skip
 DERIVATIVES = "derivatives/uadbench"
 
@@ -306,6 +307,7 @@ def _rows(drawn: Participant, plan: Plan, volumes: dict[str, float]) -> list[dic
                 "scanner": drawn.scanner,
                 "site": drawn.site,
                 "lesion_type": drawn.lesion_type,
+                "licence": plan.licence,
             }
         )
     return rows

@@ -121,7 +121,7 @@ def _one(task: tuple[int, CohortScan, int, Plan, Path]) -> tuple[dict[str, Any],
     arrays = (done.images[source.contrast], done.mask, brain.mask)
     for path, array in zip(paths.values(), arrays, strict=True):
         write_volume(out / path, array, affine)
-    kept = ("contrast", "subject", "age", "sex", "scanner", "site", "split")
+    kept = ("contrast", "subject", "age", "sex", "scanner", "site", "split", "licence")
     row = paths | {"label": "lesion", "lesion_type": kind} | {key: getattr(source, key) for key in kept}
     volume = round(float(done.mask.sum() * scan.voxel_ml), 4)
     record = {"participant_id": name, "contrast": source.contrast, "lesion_ml": volume, "lesion": asdict(lesion)}

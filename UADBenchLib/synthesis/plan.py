@@ -87,10 +87,11 @@ class Plan(_Strict):
     """What a cohort is made by: scanners, effects, kinds of lesions and how visible they are.
 
     ``prefix`` goes before the participants' numbers, so that cohorts made for training, validation and test share no
-    name.
+    name. ``licence`` is that of the label maps, handed on to the table and from there to the cards of models.
     """
 
     prefix: str = Field("", pattern="^[A-Za-z0-9]*$", max_length=20)
+    licence: str = Field("", max_length=200)
     scanners: dict[str, Scanner] = SCANNERS
     effects: tuple[Effect, ...] = ()
     lesion_types: tuple[str, ...] = tuple(KINDS)
