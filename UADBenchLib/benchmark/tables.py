@@ -10,8 +10,9 @@ and peak memory, which do depend on that, have a table of their own (``timing.cs
                     fingerprint, policy, lesion rule, versions, seed
 ``scans.csv``       one row a scan x model x operating point
 ``lesions.csv``     one row a reference lesion x model x operating point
+``findings.csv``    one row a finding x model x operating point: what was flagged, true or false
 ``summary.csv``     one row a model x operating point x group x metric: mean, interval, n
-``failures.csv``    one row a scan that gave no result, and why
+``failures.csv``    one row a scan (or scan x model) that gave no result, and why
 ``timing.csv``      one row a scan x model: seconds of its stages; not reproducible by nature
 ==================  ======================================================================================
 
@@ -147,29 +148,45 @@ LESIONS = Table(
     ),
 )
 
+FINDINGS = Table(
+    "findings.csv",
+    ("scan_id", "finding", "model", "operating_point"),
+    (
+        *_WHO,
+        *_COVARIATES,
+        _count("finding", "1 for the finding with the highest peak of the scan"),
+        _number("volume_ml", "ml", "volume of the finding, at least the run's minimum_ml"),
+        _count("true", "1 when true by the lesion rule, 0 when false; empty without a reference"),
+        _number("overlap", "", "share of the finding's volume inside the reference"),
+        _number("peak_z", "z", "highest value of the map in the finding"),
+        _number("mean_z", "z", "mean value of the map in the finding"),
+    ),
+)
+
 SUMMARY = Table(
     "summary.csv",
     ("group", "value", "model", "operating_point", "metric"),
     (
-        _text("group", "what the rows are grouped by: all, dataset, site, scanner, lesion_type, lesion_volume, ..."),
-        _text("value", "which group: a site's name, a quartile of the volume, ..."),
+        _text("group", "what rows are grouped by: all, dataset, label, site, scanner, sex, lesion_type, lesion_volume"),
+        _text("value", "which group: a site's name, a quartile of the volume with its limits, ..."),
         _text("model", "id of the bundle"),
         _text("operating_point", "name of the threshold"),
         _text("metric", "a column of scans.csv, or lesion_recall, lesion_precision, lesion_f1 (counts pooled)"),
         _number("mean", "of the metric", "mean over scans where it is defined"),
         _number("low", "of the metric", "lower end of the 95 % interval, resampling subjects"),
         _number("high", "of the metric", "upper end"),
-        _count("n", "scans (lesions for lesion_recall by volume or type) that counted"),
+        _count("n", "scans that counted; lesions or findings for the pooled lesion metrics"),
         _count("n_subjects", "subjects that these belong to"),
     ),
 )
 
 FAILURES = Table(
     "failures.csv",
-    ("scan_id",),
+    ("scan_id", "model"),
     (
         _text("scan_id", "names the scan within the run"),
         _text("subject", "whom it shows"),
+        _text("model", "which model could not score it; empty when the scan itself could not be used"),
         _text("code", "stable code of the refusal"),
         _text("message", "what is wrong"),
         _text("advice", "what to do"),
@@ -188,7 +205,7 @@ TIMING = Table(
         _number("peak_memory_mb", "MB", "highest resident memory of the process so far"),
     ),
 )
-TABLES = {table.file: table for table in (SCANS, LESIONS, SUMMARY, FAILURES, TIMING)}
+TABLES = {table.file: table for table in (SCANS, LESIONS, FINDINGS, SUMMARY, FAILURES, TIMING)}
 
 
 class _Strict(BaseModel):
@@ -220,7 +237,8 @@ class RunModel(_Strict):
 class Run(_Strict):
     """Contents of ``run.json``: all that decides the tables; no date, no host, no path.
 
-    ``scans`` is the number of scans that were to be done. ``policy``, ``lesion_rule`` are records with a ``sentence``.
+    ``scans`` is the number of scans that were to be done, ``device`` the kind of device (cpu, cuda, mps), since maps
+    differ in their last digits between kinds. ``policy``, ``lesion_rule`` are records with a ``sentence``.
     """
 
     schema_version: int = 1
@@ -230,6 +248,7 @@ class Run(_Strict):
     models: dict[str, RunModel]
     operating_points: tuple[str, ...]
     minimum_ml: float
+    device: str
     policy: dict[str, Any]
     lesion_rule: dict[str, Any]
     scan_score: str = SCAN_SCORE
