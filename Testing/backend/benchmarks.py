@@ -1,14 +1,12 @@
 """What the tests of the benchmark build from: a cohort that costs nothing to evaluate, and who evaluates it.
 
 The runner, its executors and tables do not care what a scan's numbers are; here they follow from the scan's name, so
-that hundreds of runs take no time. Run as a program, it is a benchmark that can be killed:
-``python benchmarks.py COHORT OUT EXECUTOR WORKERS [SCHEDULER]``.
+that many runs take little time.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -116,17 +114,9 @@ def quick_evaluate(job: Job, device: str = "auto", progress: Any = None) -> Outc
     return outcome
 
 
-def main(cohort: str, out: str, executor: str, workers: str, scheduler: str | None = None) -> int:
+def run_in_child(cohort: Path, out: Path) -> None:
+    """What a process does that a test kills."""
     from UADBenchLib.benchmark import executors, runner
 
     executors.evaluate = quick_evaluate
-    summary = runner.benchmark(
-        cohort, "all", out, executor=executor, workers=int(workers), scheduler=scheduler, device="cpu"
-    )
-    return 1 if summary["failed"] else 0
-
-
-if __name__ == "__main__":
-    import benchmarks  # so that workers find quick_evaluate by a name that they can import
-
-    sys.exit(benchmarks.main(*sys.argv[1:]))
+    runner.benchmark(cohort, MODELS, out, workers=1, device="cpu")
