@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -35,3 +36,20 @@ def map_processes(
         yield from pool.map(function, tasks)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let ITK and torch compute on one thread: sums over several come in any order, and results would differ in their
+    last digits from run to run."""
+    import SimpleITK as sitk
+    import torch
+
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), torch.get_num_threads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before[0])
+        torch.set_num_threads(before[1])

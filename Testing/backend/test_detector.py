@@ -12,6 +12,7 @@ import pytest
 from builders import Laboratory, make_bundle
 
 from UADBenchLib.bundles.bundle import Bundle, load_metadata
+from UADBenchLib.bundles.catalogue import find_model
 from UADBenchLib.errors import CancelledError, InputError
 from UADBenchLib.inference import detector
 from UADBenchLib.inference.detector import CONSENSUS, Detection, detect, region, rethreshold
@@ -282,13 +283,13 @@ class TestContrast:
         json.dumps(record, allow_nan=False)
 
     def test_so_does_the_model_chosen_for_an_unknown_scan(self, sample: Sample, laboratory: Laboratory) -> None:
-        unknown, bundles = replace(sample[0], contrast=None), [detector._open(laboratory.model)]
+        unknown, bundles = replace(sample[0], contrast=None), [detector.open_model(find_model(laboratory.model))]
         record, (check,) = detector._settled(unknown, self.ready("FLAIR"), bundles, False)
         assert record["used"] == "T1w" and record["stated"] is None and "the model chosen" in check.message
         assert detector._settled(unknown, self.ready("T1w"), bundles, False)[1] == ()
 
     def test_but_not_for_a_scan_that_is_none_of_the_three(self, sample: Sample, laboratory: Laboratory) -> None:
-        unknown, bundles = replace(sample[0], contrast=None), [detector._open(laboratory.model)]
+        unknown, bundles = replace(sample[0], contrast=None), [detector.open_model(find_model(laboratory.model))]
         with pytest.raises(InputError) as refusal:
             detector._settled(unknown, self.ready("other"), bundles, False)
         assert refusal.value.code == "CONTRAST_OTHER"
@@ -306,13 +307,13 @@ def test_cancelling_in_the_middle_ends_it(sample: Sample, laboratory: Laboratory
 
 
 def test_a_model_trained_again_is_not_taken_for_the_old_one(catalogue: Path, laboratory: Laboratory) -> None:
-    first, _ = detector._open(SECOND)
-    assert detector._open(SECOND)[0] is first
+    first, _ = detector.open_model(find_model(SECOND))
+    assert detector.open_model(find_model(SECOND))[0] is first
     file = catalogue / SECOND / "configs" / "metadata.json"
     before = file.read_text()
     try:
         write_json(file, json.loads(before) | {"version": "other"})
-        assert detector._open(SECOND)[0] is not first
+        assert detector.open_model(find_model(SECOND))[0] is not first
     finally:
         file.write_text(before)
 

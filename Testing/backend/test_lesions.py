@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from UADBenchLib.errors import InputError
-from UADBenchLib.evaluation.lesions import DEFAULT_RULE, LesionCounts, LesionRule, components, count_lesions
+from UADBenchLib.evaluation.lesions import (
+    DEFAULT_RULE,
+    LesionCounts,
+    LesionRule,
+    components,
+    count_lesions,
+    lesion_contrast,
+    lesion_records,
+    split_lesions,
+)
 
 VOXEL_ML = 0.008
 
@@ -114,3 +123,67 @@ def test_shapes_must_agree() -> None:
 def test_the_rule_names_itself() -> None:
     assert "tenth-overlap-26 v1" in DEFAULT_RULE.sentence()
     assert "10%" in DEFAULT_RULE.sentence()
+
+
+def test_lesions_are_numbered_by_size_and_specks_left_out() -> None:
+    reference = grid(cube(2, 2), cube(8, 5), cube(20, 3), (slice(29, 30), slice(0, 1), slice(0, 1)))
+    lesions = split_lesions(reference, VOXEL_ML, LesionRule(minimum_reference_ml=0.02))
+    assert lesions.volume_ml == pytest.approx([125 * VOXEL_ML, 27 * VOXEL_ML, 8 * VOXEL_ML])
+    assert [int(lesions.labels[corner, corner, corner]) for corner in (8, 20, 2)] == [1, 2, 3]
+    assert lesions.labels[29, 0, 0] == 0
+    assert split_lesions(reference, VOXEL_ML).count == 4
+    assert split_lesions(np.zeros_like(reference), VOXEL_ML).count == 0
+
+
+def test_records_of_lesions_add_up_to_the_counts() -> None:
+    rng = np.random.default_rng(4)
+    reference = grid(cube(2, 4), cube(8, 5), cube(20, 3))
+    map = rng.random(reference.shape).astype(np.float32) + reference
+    mask = map > 1.6
+    lesions = split_lesions(reference, VOXEL_ML)
+    records = lesion_records(map, mask, lesions)
+    assert sum(record["found"] for record in records) == count_lesions(mask, reference, VOXEL_ML).hit
+    for number, record in enumerate(records, start=1):
+        inside = lesions.labels == number
+        assert record["overlap"] == pytest.approx(mask[inside].mean())
+        assert record["peak_z"] == map[inside].max() and record["mean_z"] == pytest.approx(map[inside].mean())
+    assert lesion_records(map, mask, split_lesions(np.zeros_like(reference), VOXEL_ML)) == []
+
+
+def test_contrast_of_a_lesion_is_that_to_the_shell_around() -> None:
+    rng = np.random.default_rng(5)
+    reference = grid(cube(4, 5), cube(18, 6))
+    voxels = 100 + 5 * rng.standard_normal(reference.shape)
+    voxels[cube(4, 5)] -= 20
+    voxels[cube(18, 6)] += 50
+    brain = np.ones_like(reference)
+    small, large = lesion_contrast(voxels, split_lesions(reference, VOXEL_ML), brain)[::-1]
+    assert small["relative_difference"] == pytest.approx(-0.2, abs=0.02)
+    assert large["relative_difference"] == pytest.approx(0.5, abs=0.02)
+    assert small["contrast_to_noise"] == pytest.approx(4, abs=0.8)
+    scaled = lesion_contrast(7 * voxels, split_lesions(reference, VOXEL_ML), brain)
+    assert scaled[0]["contrast_to_noise"] == pytest.approx(large["contrast_to_noise"])
+    alone = lesion_contrast(voxels, split_lesions(reference, VOXEL_ML), reference)
+    assert all(math.isnan(value) for record in alone for value in record.values())
+
+
+def _panoptica_evaluator():
+    """An evaluator of panoptica that matches by overlap above a tenth, or a skip that says why there is none."""
+    panoptica = pytest.importorskip("panoptica", reason="panoptica does not install in every environment")
+    from panoptica.metrics import Metric
+
+    return panoptica.Panoptica_Evaluator(
+        expected_input=panoptica.InputType.SEMANTIC,
+        instance_approximator=panoptica.ConnectedComponentsInstanceApproximator(),
+        instance_matcher=panoptica.NaiveThresholdMatching(matching_metric=Metric.IOU, matching_threshold=0.1),
+    )
+
+
+def test_agrees_with_panoptica_where_lesions_and_findings_pair_off() -> None:
+    """One finding a lesion at most, nearly congruent or apart: where the two rules must give the same counts."""
+    evaluator = _panoptica_evaluator()
+    reference, mask = grid(cube(2, 4), cube(10, 4), cube(20, 5)), grid(cube(2, 4), cube(11, 3), cube(27, 3))
+    result = evaluator.evaluate(mask.astype(np.uint8), reference.astype(np.uint8))
+    result = result["ungrouped"] if isinstance(result, dict) else result
+    counts = count_lesions(mask, reference, VOXEL_ML)
+    assert (result.tp, result.fn, result.fp) == (counts.hit, counts.missed, counts.false_findings)

@@ -34,13 +34,15 @@ class OperatingPoint(_Strict):
     """A threshold on the calibrated map, the healthy false-positive rate it gave on validation scans, and where it came
     from.
 
-    ``ci`` is the 95 % interval of the threshold over resampled validation subjects.
+    ``ci`` is the 95 % interval of the threshold over resampled validation subjects. ``subjects`` are those of the
+    scans that it was read off; none for bundles written before they were kept, whose calibration names them.
     """
 
     threshold: float
     healthy_fpr: float | None = Field(ge=0, le=1)
     ci: tuple[float, float]
     origin: str
+    subjects: tuple[str, ...] = ()
 
 
 class Calibration(_Strict):

@@ -22,6 +22,10 @@ def calibrate(
         Path | None,
         typer.Option("--lesions", metavar="COHORT", help="Validation scans with references.", show_default=False),
     ] = None,
+    rates: Annotated[
+        list[float] | None,
+        typer.Option("--fpr", help="A further healthy false-positive rate, 0.005 for instance; may be repeated."),
+    ] = None,
     data: DataOption = None,
     workers: WorkersOption = 1,
     device: DeviceOption = "auto",
@@ -32,7 +36,14 @@ def calibrate(
 
     with progress_bar() as progress:
         summary = calibration.calibrate(
-            bundle, healthy, lesions=lesions, data=data, workers=workers, device=device, progress=progress
+            bundle,
+            healthy,
+            lesions=lesions,
+            data=data,
+            rates=rates or (),
+            workers=workers,
+            device=device,
+            progress=progress,
         )
     if json:
         say_json(summary)

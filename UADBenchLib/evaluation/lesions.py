@@ -193,3 +193,103 @@ def count_lesions(
         false_findings=int(np.count_nonzero(~true)),
         false_ml=float(finding_sizes[~true].sum() * voxel_ml),
     )
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """The lesions of a reference, largest first.
+
+    Attributes
+    ----------
+    labels : numpy.ndarray
+        int32, shape (I, J, K): 1 for the largest lesion; 0 outside and in specks that are not asked for.
+    volume_ml : numpy.ndarray
+        Shape (N,).
+    """
+
+    labels: np.ndarray
+    volume_ml: np.ndarray
+
+    @property
+    def count(self) -> int:
+        return len(self.volume_ml)
+
+
+def split_lesions(reference: np.ndarray, voxel_ml: float, rule: LesionRule = DEFAULT_RULE) -> Lesions:
+    """Number the lesions of a reference of at least the rule's least volume, largest first (ties: first voxel)."""
+    labels, count = components(reference, rule.connectivity)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    order = np.argsort(-sizes, kind="stable")
+    order = order[sizes[order] * voxel_ml >= rule.minimum_reference_ml]
+    number = np.zeros(count + 1, dtype=np.int32)
+    number[order + 1] = np.arange(1, len(order) + 1)
+    return Lesions(number[labels], sizes[order] * voxel_ml)
+
+
+def lesion_contrast(voxels: np.ndarray, lesions: Lesions, brain_mask: np.ndarray) -> list[dict[str, float]]:
+    """Say how each lesion stands out from the shell of brain around it.
+
+    The shell is what two dilations (26 neighbours) add, in the brain and outside every lesion: near enough that a
+    bias field hardly matters, so that the scan's own voxels serve.
+
+    Parameters
+    ----------
+    voxels : numpy.ndarray
+        Shape (I, J, K), the scan in any unit.
+    lesions : Lesions
+    brain_mask : numpy.ndarray
+        Same shape; non-zero is inside.
+
+    Returns
+    -------
+    list of dict
+        A lesion each: ``contrast_to_noise`` |difference of the means| / standard deviation of the shell, and
+        ``relative_difference`` (mean inside - mean of the shell) / mean of the shell. NaN without a shell.
+    """
+    from scipy import ndimage
+
+    found = []
+    for number, box in enumerate(ndimage.find_objects(lesions.labels), start=1):
+        wide = tuple(slice(max(0, s.start - 2), s.stop + 2) for s in box)
+        inside = lesions.labels[wide] == number
+        near = ndimage.binary_dilation(inside, np.ones((3, 3, 3)), iterations=2)
+        shell = voxels[wide][near & (lesions.labels[wide] == 0) & (brain_mask[wide] != 0)].astype(np.float64)
+        middle, around = float(voxels[wide][inside].mean(dtype=np.float64)), float("nan")
+        spread = float("nan")
+        if shell.size >= 8:
+            around, spread = float(shell.mean()), float(shell.std())
+        found.append(
+            {
+                "contrast_to_noise": abs(middle - around) / spread if spread > 0 else float("nan"),
+                "relative_difference": (middle - around) / around if around > 0 else float("nan"),
+            }
+        )
+    return found
+
+
+def lesion_records(
+    map: np.ndarray, mask: np.ndarray, lesions: Lesions, rule: LesionRule = DEFAULT_RULE
+) -> list[dict[str, float | int]]:
+    """Say of each lesion whether it was found, its ``overlap`` with the mask (share of its volume), ``peak_z`` and
+    ``mean_z`` of the map in it."""
+    if lesions.count == 0:
+        return []
+    from scipy import ndimage
+
+    numbers = np.arange(1, lesions.count + 1)
+    where = lesions.labels > 0
+    ids = lesions.labels[where]
+    sizes = np.bincount(ids, minlength=lesions.count + 1)[1:]
+    overlap = np.bincount(ids[mask[where] != 0], minlength=lesions.count + 1)[1:]
+    found = is_covered(overlap, sizes, rule)
+    values = map[where].astype(np.float64)
+    peak, mean = ndimage.maximum(values, ids, numbers), ndimage.mean(values, ids, numbers)
+    return [
+        {
+            "found": int(found[n]),
+            "overlap": float(overlap[n] / sizes[n]),
+            "peak_z": float(peak[n]),
+            "mean_z": float(mean[n]),
+        }
+        for n in range(lesions.count)
+    ]

@@ -113,6 +113,13 @@ def _require_finite(values: np.ndarray) -> None:
         )
 
 
+FINE = 1024.0
+"""Bins per unit at which the average precision of a calibrated map is exact to about 1e-7."""
+
+_PIECE = 1 << 17
+"""Scores that are sorted into bins at once."""
+
+
 @dataclass
 class Histogram:
     """Counts of scores in equal bins, apart for reference voxels and the others; streaming and mergeable.
@@ -120,8 +127,8 @@ class Histogram:
     Bin k holds the scores in ``(edge[k], edge[k + 1]]``; one more bin on each side holds what lies below and
     above. The width is a power of two and the limits are whole multiples of it, so edges are exact in
     floating point and every count of "score > edge" is exact. What is not exact: thresholds between edges
-    (the defaults resolve 1/64 of a standard deviation) and average precision, which treats all scores of a
-    bin as equal. Scores beyond the limits stay counted, as one bin.
+    (the defaults resolve 1/64 of a standard deviation), and average precision and ROC area, which know the order
+    of scores from bin to bin only: see there. Scores beyond the limits stay counted, as one bin.
 
     Attributes
     ----------
@@ -179,20 +186,21 @@ class Histogram:
         for other, name in ((reference, "reference"), (brain_mask, "brain mask")):
             if other is not None:
                 _same_grid(scores, other, f"map and {name}")
-        inside = np.ones(scores.shape, bool) if brain_mask is None else brain_mask != 0
-        values = scores[inside]
+        inside = ... if brain_mask is None else brain_mask != 0
+        values = np.ravel(scores[inside])
+        lesion = np.zeros(values.size, bool) if reference is None else np.ravel(reference[inside]) != 0
         _require_finite(values)
-        # A power-of-two factor is exact in float32, and so is ceil: no score lands in the wrong bin.
-        index = np.ceil(values * values.dtype.type(self.bins_per_unit))
-        index = np.clip(index, self._first, self._first + self._bins + 1).astype(np.int64) - self._first
-        if reference is None:
-            self.negatives += np.bincount(index, minlength=self._bins + 2)
-        else:
-            lesion = reference[inside] != 0
-            total = np.bincount(index, minlength=self._bins + 2)
-            hit = np.bincount(index[lesion], minlength=self._bins + 2)
-            self.positives += hit
-            self.negatives += total - hit
+        # Piece by piece, so that what is computed on the way stays in the processor's cache.
+        for start in range(0, values.size, _PIECE):
+            piece = slice(start, start + _PIECE)
+            # A power-of-two factor is exact in float32, and so is ceil: no score lands in the wrong bin.
+            index = np.ceil(values[piece] * values.dtype.type(self.bins_per_unit))
+            np.clip(index, self._first, self._first + self._bins + 1, out=index)
+            # Even places count the others, odd ones the reference voxels.
+            place = (index.astype(np.intp) - self._first) * 2 + lesion[piece]
+            counts = np.bincount(place, minlength=2 * (self._bins + 2)).reshape(-1, 2)
+            self.negatives += counts[:, 0]
+            self.positives += counts[:, 1]
         return self
 
     def merge(self, other: Histogram) -> Histogram:
@@ -233,15 +241,61 @@ class Histogram:
         best = int(np.nanargmax(curve))
         return float(curve[best]), float(self.edges[best])
 
+    def coarser(self, factor: int) -> Histogram:
+        """Return the same counts in bins that are ``factor`` (a power of two) times as wide.
+
+        Raises
+        ------
+        ValueError
+            When the limits are not whole multiples of the new width.
+        """
+        coarse = Histogram(self.low, self.high, self.bins_per_unit / factor)
+        for name in ("positives", "negatives"):
+            counts = getattr(self, name)
+            inner = counts[1:-1].reshape(-1, factor).sum(axis=1)
+            setattr(coarse, name, np.concatenate([counts[:1], inner, counts[-1:]]))
+        return coarse
+
     def average_precision(self, policy: EmptyCasePolicy = DEFAULT_POLICY) -> float:
-        """Return the average precision of everything counted, with the scores of one bin taken as equal."""
-        n_true = int(self.positives.sum())
+        """Return the average precision of everything counted.
+
+        Scores of a bin count as lying in random order: the k-th of p reference voxels among n scores comes at
+        rank k (n + 1) / (p + 1), of which the middle one stands for all. What lies in one bin for want of limits,
+        and what ends at 0 exactly, where calibrated maps are cut off, is one step of equal scores instead.
+        """
+        positives, n_true = self.positives[::-1].astype(np.float64), int(self.positives.sum())
         if n_true == 0:
             return policy.no_positive_average_precision
-        true_positives = self.positives[::-1].cumsum()
-        flagged = true_positives + self.negatives[::-1].cumsum()
-        precision = true_positives / np.maximum(flagged, 1)
-        return float(np.sum(self.positives[::-1] * precision) / n_true)
+        scores = positives + self.negatives[::-1]
+        before_true, before = np.cumsum(positives) - positives, np.cumsum(scores) - scores
+        tied = self._tied()[::-1]
+        hits = before_true + np.where(tied, positives, (positives + 1) / 2)
+        flagged = before + np.where(tied, scores, (scores + 1) / 2)
+        return float(np.sum(positives * hits / np.maximum(flagged, 1)) / n_true)
+
+    def _tied(self) -> np.ndarray:
+        """Bins (bins + 2,) whose scores are equal or might be anything: the outer two, and the one that ends at 0."""
+        tied = np.zeros(self._bins + 2, dtype=bool)
+        tied[[0, -1]] = True
+        if self._first <= 0 <= self._first + self._bins:
+            tied[-self._first] = True
+        return tied
+
+    def roc_area(self, limit: float = 0.05) -> float:
+        """Return the area under the ROC curve up to a false-positive rate of ``limit``, divided by ``limit``.
+
+        1 for a perfect map and ``limit / 2`` for a random one. Straight lines join the points at the edges. NaN
+        unless both kinds of voxels were counted.
+        """
+        n_true, n_false = int(self.positives.sum()), int(self.negatives.sum())
+        if n_true == 0 or n_false == 0:
+            return math.nan
+        recall = np.concatenate([[0], self.positives[::-1].cumsum()]) / n_true
+        rate = np.concatenate([[0], self.negatives[::-1].cumsum()]) / n_false
+        inside = int(np.searchsorted(rate, limit, side="right"))
+        at_limit = np.interp(limit, rate, recall)
+        rate, recall = np.append(rate[:inside], limit), np.append(recall[:inside], at_limit)
+        return float(np.trapezoid(recall, rate) / limit)
 
     def fpr_at(self, threshold: float) -> float:
         """Return the share of the other (not lesion) voxels above ``threshold``; NaN when there are none.

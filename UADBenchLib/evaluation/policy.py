@@ -35,6 +35,8 @@ class EmptyCasePolicy:
         Lesion-wise recall and F1 when the reference has no lesion of the least volume.
     no_finding_precision : float
         Lesion-wise precision when nothing was found.
+    no_surface_distance : float
+        Distance between the surfaces when mask or reference is empty.
     """
 
     name: str = "lesion-scans-only"
@@ -45,6 +47,7 @@ class EmptyCasePolicy:
     no_positive_average_precision: float = math.nan
     no_lesion_recall: float = math.nan
     no_finding_precision: float = math.nan
+    no_surface_distance: float = math.nan
 
     def sentence(self) -> str:
         """Return the policy as one sentence for reports."""
@@ -57,7 +60,9 @@ class EmptyCasePolicy:
             f"{value(self.both_empty_dice)} if nothing was flagged and {value(self.false_alarm_dice)} "
             f"otherwise, average precision is {value(self.no_positive_average_precision)} and lesion recall "
             f"{value(self.no_lesion_recall)}; a reference that was missed entirely has Dice "
-            f"{value(self.missed_dice)}. Undefined values are left out of means."
+            f"{value(self.missed_dice)}. Lesion precision is {value(self.no_finding_precision)} if nothing was "
+            f"found, and surface distance {value(self.no_surface_distance)} if mask or reference is empty. "
+            f"Undefined values are left out of means."
         )
 
     def record(self) -> dict[str, Any]:

@@ -22,7 +22,8 @@ import numpy as np
 from UADBenchLib.bundles.bundle import Bundle, Calibration, OperatingPoint, load_bundle, save_bundle
 from UADBenchLib.cohort import CohortScan, read_cohort, select
 from UADBenchLib.errors import InputError
-from UADBenchLib.evaluation.metrics import Histogram, mean_dice_curve
+from UADBenchLib.evaluation.metrics import Histogram
+from UADBenchLib.evaluation.thresholds import BEST_DICE, RATES, rate_name, threshold_at_best_dice, threshold_at_rate
 from UADBenchLib.geometry import resample
 from UADBenchLib.inference.device import choose_device
 from UADBenchLib.inference.domain import domain_origin, fit_domain
@@ -42,8 +43,6 @@ SMOOTHING_MM = 6.0
 COARSE_MM = 4.0
 FLOOR_QUANTILE = 0.5
 LEVEL_QUANTILE = 0.75
-RATES = {"fpr-1pct": 0.01, "fpr-0.1pct": 0.001}
-RESAMPLES = 200
 FEWEST_SCANS = 5
 
 
@@ -163,6 +162,7 @@ def calibrate(
     data: str | Path | None = None,
     device: str = "auto",
     store: str | Path | None = None,
+    rates: Sequence[float] = (),
     workers: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -173,10 +173,13 @@ def calibrate(
     bundle : path
         Folder of the bundle.
     healthy : path
-        Cohort table; rows with label ``healthy`` of split ``validation`` (or of no split) and the bundle's contrast are
+        Cohort; rows with label ``healthy`` of split ``validation`` (or of no split) and the bundle's contrast are
         used.
     lesions : path, optional
-        Cohort table of validation scans with references; adds the operating point ``opt-dice``.
+        Cohort of validation scans with references; adds the operating point ``opt-dice``. Healthy scans alone give
+        thresholds at a false-positive rate, which say nothing of how many lesions are found.
+    rates : sequence of float
+        Healthy false-positive rates to set thresholds at, beside those that every calibration gives.
 
     Returns
     -------
@@ -201,7 +204,8 @@ def calibrate(
     maps = [_raw_map(method, scan, recipe, target, progress, n, len(stored)) for n, scan in enumerate(stored)]
     seconds = (time.perf_counter() - started) / max(1, len(maps))
     reference = fit_reference(maps, recipe.voxel_mm)
-    points = _operating_points(_held_out_histograms(maps, recipe), maps, Path(healthy).name)
+    wanted = RATES | {rate_name(rate): rate for rate in rates}
+    points = _operating_points(_held_out_histograms(maps, recipe), maps, Path(healthy).name, wanted)
     trained.reference = pack_reference(reference, recipe)
     trained.metadata = metadata.model_copy(
         update={
@@ -213,7 +217,7 @@ def calibrate(
     )
     if lesions is not None:
         point = _best_dice_point(trained, lesions, data, target)
-        trained.metadata = trained.metadata.model_copy(update={"operating_points": {**points, "opt-dice": point}})
+        trained.metadata = trained.metadata.model_copy(update={"operating_points": {**points, BEST_DICE: point}})
     trained.method = method.cpu()
     saved = save_bundle(trained, bundle)
     return {
@@ -290,47 +294,23 @@ def _held_out_histograms(maps: Sequence[RawMap], recipe: Recipe) -> list[Histogr
     return [histograms[number] for number in range(len(maps))]
 
 
-def _operating_points(histograms: list[Histogram], maps: Sequence[RawMap], cohort: str) -> dict[str, OperatingPoint]:
-    """Thresholds at fixed healthy false-positive rates, with intervals from resampling the scans of each site."""
-    curves = np.array([_false_positive_curve(h) for h in histograms])
-    sites = np.array([m.site for m in maps])
-    edges = histograms[0].edges
-    rng = np.random.default_rng(0)
-    counts = ", ".join(f"{site}: {int((sites == site).sum())}" for site in sorted(set(sites)))
+def _operating_points(
+    histograms: list[Histogram], maps: Sequence[RawMap], cohort: str, rates: dict[str, float] | None = None
+) -> dict[str, OperatingPoint]:
+    """Thresholds at fixed healthy false-positive rates, with intervals from resampling the subjects of each site."""
+    sites, subjects = [m.site for m in maps], [m.subject for m in maps]
+    counts = ", ".join(f"{site}: {sites.count(site)}" for site in sorted(set(sites)))
     points = {}
-    for name, rate in RATES.items():
-        chosen, reached = _threshold(curves, sites, edges, rate, np.arange(len(sites)))
-        draws = []
-        for _ in range(RESAMPLES):
-            picked = np.concatenate(
-                [rng.choice(np.flatnonzero(sites == s), (sites == s).sum()) for s in sorted(set(sites))]
-            )
-            draws.append(_threshold(curves, sites, edges, rate, picked)[0])
-        low, high = np.quantile(draws, (0.025, 0.975))
+    for name, rate in (RATES if rates is None else rates).items():
+        found = threshold_at_rate(histograms, rate, sites, subjects)
         points[name] = OperatingPoint(
-            threshold=chosen,
-            healthy_fpr=reached,
-            ci=(float(low), float(high)),
+            threshold=found.value,
+            healthy_fpr=found.reached,
+            ci=found.ci,
             origin=f"healthy validation scans of {cohort} ({counts}), sites weigh the same, held-out folds",
+            subjects=tuple(sorted(set(subjects))),
         )
     return points
-
-
-def _false_positive_curve(histogram: Histogram) -> np.ndarray:
-    counts = histogram.negatives
-    return counts[::-1].cumsum()[::-1][1:] / max(1, int(counts.sum()))
-
-
-def _threshold(
-    curves: np.ndarray, sites: np.ndarray, edges: np.ndarray, rate: float, rows: np.ndarray
-) -> tuple[float, float]:
-    """The first edge at which the scans ``rows`` (indices) flag no more than ``rate``, and the rate reached there."""
-    weights = site_weights(sites[rows].tolist())
-    curve = weights @ curves[rows]
-    first = int(np.argmax(curve <= rate))
-    if curve[first] > rate:
-        raise InputError("SCORES_OUT_OF_RANGE", "healthy z scores exceed the histogram", "check the validation scans")
-    return float(edges[first]), float(curve[first])
 
 
 def _best_dice_point(
@@ -339,7 +319,7 @@ def _best_dice_point(
     rows = select(read_cohort(lesions, data), split="validation", label="lesion", contrast=bundle.metadata.contrast)
     _refuse_shared(rows, bundle.metadata.trained_on["subjects"])
     reference = unpack_reference(bundle)
-    histograms = []
+    histograms, used = [], []
     for row in rows:
         if row.reference is None:
             continue
@@ -351,14 +331,13 @@ def _best_dice_point(
             bundle.method, prepared.voxels, prepared.mask, bundle.recipe.voxel_mm, device=device
         )
         histograms.append(Histogram().add(reference.z(scores, scored), truth, prepared.mask))
-    if not histograms:
-        raise InputError("COHORT_EMPTY", "no validation scan with a reference", "check label, split and reference")
-    edges, curve, count = mean_dice_curve(histograms)
-    best = int(np.nanargmax(curve))
+        used.append(row)
+    found = threshold_at_best_dice(histograms, [row.site for row in used], [row.subject for row in used])
     return OperatingPoint(
-        threshold=float(edges[best]),
+        threshold=found.value,
         healthy_fpr=None,
-        ci=(float(edges[best]), float(edges[best])),
-        origin=f"best mean Dice {curve[best]:.3f} over {count} validation scans with references of "
+        ci=found.ci,
+        origin=f"best mean Dice {found.reached:.3f} over {len(used)} validation scans with references of "
         f"{Path(lesions).name}",
+        subjects=tuple(sorted({row.subject for row in used})),
     )

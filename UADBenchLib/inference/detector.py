@@ -247,8 +247,14 @@ def _part(progress: Progress | None, start: float, stop: float) -> Progress | No
     return lambda stage, fraction: progress(stage, start + (stop - start) * fraction)
 
 
-def _open(name: str) -> tuple[Bundle, HealthyReference]:
-    path = find_model(name)
+def open_model(path: Path) -> tuple[Bundle, HealthyReference]:
+    """A bundle and its healthy reference, kept open for the next scan.
+
+    Raises
+    ------
+    InputError
+        ``NOT_CALIBRATED``, and whatever ``load_bundle`` refuses.
+    """
     # The weights' hash is part of the key: a bundle that was trained again is not taken for the old one.
     return _cached(str(path), load_metadata(path).model_dump_json())
 
@@ -263,7 +269,7 @@ def _open_all(
     names: Sequence[str], contrast: str | None, operating_point: str
 ) -> list[tuple[Bundle, HealthyReference]]:
     """Open the bundles and refuse what does not fit the scan's contrast, the operating point or the others."""
-    bundles = [_open(name) for name in names]
+    bundles = [open_model(find_model(name)) for name in names]
     for bundle, _ in bundles:
         metadata = bundle.metadata
         if contrast is not None and metadata.contrast != contrast:
@@ -303,6 +309,27 @@ def _settled(
     return record | {name: value for name, value in found.record().items() if name != "contrast"}, checks
 
 
+def calibrated_map(
+    scan: Scan,
+    prepared: Prepared,
+    bundle: Bundle,
+    healthy: HealthyReference,
+    device,
+    progress: Progress | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the map of a prepared scan (float32, calibrated z of at least 0, on the scan's own grid, 0 outside the
+    brain), and the raw scores in model space."""
+    raw, scored = score_volume(
+        bundle.method.to(device),
+        prepared.voxels,
+        prepared.mask,
+        bundle.recipe.voxel_mm,
+        device=device,
+        progress=progress,
+    )
+    return np.clip(prepared.to_native(healthy.z(raw, scored), scan), 0, None), raw
+
+
 def _one(
     scan: Scan,
     prepared: Prepared,
@@ -315,13 +342,9 @@ def _one(
     progress: Progress | None,
 ) -> Detection:
     started = time.perf_counter()
-    method = bundle.method.to(device)
-    raw, scored = score_volume(
-        method, prepared.voxels, prepared.mask, bundle.recipe.voxel_mm, device=device, progress=progress
-    )
+    native, raw = calibrated_map(scan, prepared, bundle, healthy, device, progress)
     seconds = {**prepared.seconds, "scoring": round(time.perf_counter() - started, 3)}
     started = time.perf_counter()
-    native = np.clip(prepared.to_native(healthy.z(raw, scored), scan), 0, None)
     point = bundle.metadata.operating_points[operating_point]
     domain = describe_domain(bundle.metadata.domain, prepared, bundle.recipe)
     result = Detection(

@@ -8,10 +8,8 @@ files, on any number of processes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import numpy as np
 
 from UADBenchLib import __version__
 from UADBenchLib.errors import InputError
-from UADBenchLib.parallel import map_processes
+from UADBenchLib.parallel import map_processes, one_thread
 from UADBenchLib.preprocessing.registration import register_brain
 from UADBenchLib.scan import Progress
 from UADBenchLib.synthesis.anatomy import (
@@ -231,25 +229,6 @@ def _lesions(
     lesion = draw_lesion(kind, tissue, rng, visibility=float(rng.uniform(*plan.visibility)))
     factor = factors(plan, facts | {"lesion_ml": lesion.volume_ml})["visibility"]
     return tissue, (replace(lesion, visibility=float(min(1.0, lesion.visibility * factor))),)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let ITK and torch compute on one thread: sums over several come in any order, and files would differ.
-
-    What is left, the last digits of a registration, is rounded away.
-    """
-    import SimpleITK as sitk
-    import torch
-
-    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), torch.get_num_threads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before[0])
-        torch.set_num_threads(before[1])
 
 
 def to_template(anatomy: Anatomy) -> np.ndarray:

@@ -17,12 +17,12 @@ from UADBenchLib import __version__
 from UADBenchLib.cohort import CohortScan, read_cohort, select
 from UADBenchLib.errors import InputError
 from UADBenchLib.geometry import canonical
-from UADBenchLib.parallel import map_processes
+from UADBenchLib.parallel import map_processes, one_thread
 from UADBenchLib.preprocessing.brain_extraction import find_brain
 from UADBenchLib.preprocessing.registration import register_brain
 from UADBenchLib.reading import read_mask, read_scan
 from UADBenchLib.scan import Progress
-from UADBenchLib.synthesis.cohort import COHORT_COLUMNS, DERIVATIVES, describe_folder, one_thread
+from UADBenchLib.synthesis.cohort import COHORT_COLUMNS, DERIVATIVES, describe_folder
 from UADBenchLib.synthesis.insertion import apply_lesion
 from UADBenchLib.synthesis.lesions import draw_lesion
 from UADBenchLib.synthesis.plan import Plan, factors
