@@ -14,7 +14,18 @@ from typing import Annotated
 import typer
 
 from UADBenchLib import __version__
-from UADBenchLib.cli import benchmark, calibrate, check, demo, detect, models, preprocess, synthesise, train
+from UADBenchLib.cli import (
+    benchmark,
+    calibrate,
+    check,
+    demo,
+    detect,
+    import_dataset,
+    models,
+    preprocess,
+    synthesise,
+    train,
+)
 from UADBenchLib.cli.console import note, one_line, say, terminable
 from UADBenchLib.errors import CancelledError, UADBenchError
 
@@ -36,6 +47,7 @@ app.command("preprocess", short_help="Prepare a scan as the models see it.")(pre
 app.command("synthesise", short_help="Make a labelled cohort of synthetic heads.")(synthesise.synthesise)
 app.command("train", short_help="Train a method on healthy scans.")(train.train)
 app.command("calibrate", short_help="Set a bundle's healthy reference and thresholds.")(calibrate.calibrate)
+app.command("import", short_help="Bring a public data set into BIDS.")(import_dataset.import_dataset)
 app.command("benchmark", short_help="Evaluate models on a cohort.")(benchmark.benchmark)
 
 
