@@ -40,7 +40,7 @@ cohorts: $(VENV)/ready
 	$(UADBENCH) synthesise --maps $(COHORTS)/maps/train --healthy 48 --lesions 0 --seed 1 --plan Resources/Splits/train.yaml --out $(COHORTS)/train
 	$(UADBENCH) synthesise --maps $(COHORTS)/maps/validation --healthy 12 --lesions 0 --seed 2 --plan Resources/Splits/validation.yaml --out $(COHORTS)/validation
 	$(UADBENCH) synthesise --maps $(COHORTS)/maps/test --healthy 8 --lesions 16 --seed 3 --plan Resources/Splits/test.yaml --out $(COHORTS)/test
-	$(UADBENCH) synthesise --scans Resources/Splits/t1w.csv --data $(DATA) --lesions 24 --seed 5 --out $(COHORTS)/t1w-lesions
+	$(UADBENCH) synthesise --scans Resources/Splits/t1w.csv --data $(DATA) --split test --lesions 24 --seed 5 --out $(COHORTS)/t1w-lesions
 
 # $(call bundle,METHOD,contrast,Contrast,training cohort,validation cohort)
 define bundle
@@ -65,7 +65,8 @@ brain-extraction: $(VENV)/ready
 	$(BIN)/python -m UADBenchLib.training.brain_extraction --maps $(MAPS) --cohort Resources/Splits/t1w.csv --data $(DATA) --out Resources/BrainExtraction --workers 2
 
 measure: $(VENV)/ready
-	$(BIN)/python Testing/measure.py --data $(DATA) --out docs/figures
+	$(BIN)/python Testing/measure.py --data $(DATA) --cohorts $(COHORTS) --run $(COHORTS)/measured --out docs/figures
+	$(BIN)/python Testing/measure_levels.py --cohort $(COHORTS)/t1w-lesions/cohort.csv
 	$(BIN)/python Testing/draw_methods.py
 	$(BIN)/python Testing/measure_heads.py --data $(DATA) --maps $(MAPS) --out docs/figures
 

@@ -108,7 +108,7 @@ def quick_evaluate(job: Job, device: str = "auto", progress: Any = None) -> Outc
         z = rng.gamma(1, 1, SHAPE).astype(np.float32) * brain
         if reference is not None:
             z[reference] += 2
-        outcome.histograms[model] = real._measure(job, model, z, case, outcome.record)
+        outcome.histograms[model] = real._measure(job, model, z, real._precision(z, case), case, outcome.record)
         outcome.record["timing"].append(real._timing(job, model, time.perf_counter(), 0.0, 0.0))
     outcome.record = plain(outcome.record)
     return outcome

@@ -27,7 +27,7 @@ from UADBenchLib.evaluation.lesions import (
     lesion_records,
     split_lesions,
 )
-from UADBenchLib.evaluation.metrics import FINE, Histogram, dice
+from UADBenchLib.evaluation.metrics import FINE, Histogram, average_precision, dice
 from UADBenchLib.evaluation.plain import plain
 from UADBenchLib.evaluation.surfaces import surface_distance
 from UADBenchLib.inference.detector import calibrated_map, open_model
@@ -167,9 +167,10 @@ def _evaluate(job: Job, device: str, progress: Progress | None, outcome: Outcome
                 case = _case(scan, ready.native_mask, reference, job.rule)
                 seconds = time.perf_counter() - started
             begun = time.perf_counter()
-            z, _ = calibrated_map(scan, ready, bundle, healthy, target, progress)
+            z, raw = calibrated_map(scan, ready, bundle, healthy, target, progress)
             scored = time.perf_counter()
-            outcome.histograms[model] = _measure(job, model, z, case, outcome.record)
+            plainly = _precision(ready.to_native(raw, scan), case)
+            outcome.histograms[model] = _measure(job, model, z, plainly, case, outcome.record)
             outcome.record["timing"].append(_timing(job, model, seconds, scored - begun, time.perf_counter() - scored))
         except CancelledError:
             raise
@@ -192,7 +193,16 @@ def _case(scan: Scan, brain: np.ndarray, reference: np.ndarray | None, rule: Les
     return _Case(scan, brain, reference, lesions, contrasts)
 
 
-def _measure(job: Job, model: str, z: np.ndarray, case: _Case, record: dict[str, Any]) -> Histogram:
+def _precision(scores: np.ndarray, case: _Case) -> float:
+    """Average precision of scores on no known scale; NaN without a reference voxel."""
+    if case.reference is None or not (case.reference & case.brain).any():
+        return float("nan")
+    return average_precision(scores, case.reference, case.brain)
+
+
+def _measure(
+    job: Job, model: str, z: np.ndarray, uncalibrated: float, case: _Case, record: dict[str, Any]
+) -> Histogram:
     """Add the rows of one model to a record, and return the histogram to be kept."""
     fine = Histogram(bins_per_unit=FINE).add(z, case.reference, case.brain)
     best, best_threshold = fine.best_dice()
@@ -204,6 +214,7 @@ def _measure(job: Job, model: str, z: np.ndarray, case: _Case, record: dict[str,
         "best_dice": best,
         "best_threshold": best_threshold,
         "ap": fine.average_precision(),
+        "ap_uncalibrated": uncalibrated,
         "auroc_low": fine.roc_area(),
         "scan_score": scan_score(z[case.brain]),
     }

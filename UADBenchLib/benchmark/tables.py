@@ -109,6 +109,7 @@ SCANS = Table(
         _number("best_dice", "", "highest Dice of the bare map over thresholds: an upper bound, not a result"),
         _number("best_threshold", "z", "where it is reached"),
         _number("ap", "", "average precision of the map in the brain mask"),
+        _number("ap_uncalibrated", "", "the same of the raw scores, without the healthy reference"),
         _number("auroc_low", "", "area under the ROC up to a false-positive rate of 5 %, divided by 5 %"),
         _number("healthy_fpr", "", "share of the brain's voxels outside the reference that exceed the threshold"),
         _number("mask_ml", "ml", "volume of all findings"),

@@ -32,7 +32,7 @@ def render_card(metadata: Metadata) -> str:
         parts.append("## Figures\n\n" + _figures(metadata.metrics))
     parts.append("## Limits\n\n" + "\n".join(f"- {line}" for line in LIMITS))
     parts.append(
-        "## Use\n\n```\nuadbench detect scan_T1w.nii.gz --model "
+        f"## Use\n\n```\nuadbench detect scan_{metadata.contrast}.nii.gz --model "
         f"{metadata.id} --out results\n```\n\nLicence of the weights: {metadata.licence}."
     )
     return "\n\n".join(parts) + "\n"
@@ -77,11 +77,13 @@ def _calibration(metadata: Metadata) -> str:
 
 def _figures(metrics: dict[str, Any]) -> str:
     notes = {
-        "healthy": "False-positive rate in test scans without lesions, mean over scans (share of scored brain voxels "
-        "above threshold).",
-        "lesions": "Cases with a reference, on the scan's own grid. AP: average precision over the brain mask. "
-        "Development cases, not a test set: they were looked at while the methods were built, though no threshold "
-        "was set on them.",
+        "healthy": "False-positive rate in test scans without lesions (share of brain voxels above the threshold): "
+        "mean over scans, and the highest.",
+        "lesions": "Cases with a reference, on the scan's own grid, means over scans: Dice at `fpr-1pct`, the best "
+        "Dice of any threshold, and average precision in the brain mask with the healthy reference and without. "
+        "Synthetic cases are lesions put into test scans; the others are development cases, not a test set: they were "
+        "looked at while the methods were built, though no threshold was set on them. Seconds are the median a scan, "
+        "on one core.",
     }
     return "\n\n".join(f"{notes.get(name, name)}\n\n{table(rows)}" for name, rows in metrics.items() if rows)
 

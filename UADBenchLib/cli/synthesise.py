@@ -22,11 +22,14 @@ def synthesise(
         typer.Option(
             "--scans",
             metavar="COHORT",
-            help="Instead of --maps: healthy validation scans to put lesions into.",
+            help="Instead of --maps: healthy scans to put lesions into.",
             show_default=False,
         ),
     ] = None,
     data: DataOption = None,
+    split: Annotated[
+        str, typer.Option("--split", help="Split of the cohort whose scans are taken (with --scans).")
+    ] = "validation",
     healthy: Annotated[int, typer.Option("--healthy", min=0, help="Participants without lesions (with --maps).")] = 4,
     lesions: Annotated[int, typer.Option("--lesions", min=0, help="Participants with lesions.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same files.")] = 0,
@@ -53,7 +56,7 @@ def synthesise(
         else:
             from UADBenchLib.synthesis import implants
 
-            summary = implants.implant(scans, out, data=data, **shared, progress=progress)
+            summary = implants.implant(scans, out, data=data, split=split, **shared, progress=progress)
     if json:
         say_json(summary)
         return
