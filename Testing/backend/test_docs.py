@@ -11,6 +11,7 @@ import pytest
 from phantom import write_phantom
 
 from UADBenchLib.cli.main import main
+from UADBenchLib.methods.registry import list_methods
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "heads.md"
@@ -58,11 +59,14 @@ def test_heads(folder: Path) -> None:
     shown = commands(PAGE)
     for command in (c for c in shown if "--plan" in c):
         assert run(command) == 0
-    rows = [row.replace("sub-001/", "planned/sub-001/", 1) for row in _table(folder / "planned" / "cohort.csv", "T1w")]
+    rows = [
+        row.replace("sub-pilot001/", "planned/sub-pilot001/", 1)
+        for row in _table(folder / "planned" / "cohort.csv", "T1w")
+    ]
     (folder / "healthy.csv").write_text("\n".join(rows), encoding="utf-8")
     for command in (c for c in shown if "--scans" in c):
         assert run(command) == 0
-    shutil.copy(folder / "planned" / "sub-001" / "anat" / "sub-001_T1w.nii.gz", folder / "head_T1w.nii.gz")
+    shutil.copy(folder / "planned" / "sub-pilot001" / "anat" / "sub-pilot001_T1w.nii.gz", folder / "head_T1w.nii.gz")
     for command in (c for c in shown if "preprocess" in c):
         assert run(command) == 0
     assert list((folder / "prepared").glob("head_T1w*"))
@@ -75,6 +79,15 @@ def test_a_whole_cohort(folder: Path) -> None:
     assert len(list((folder / "cohort").glob("sub-*"))) == 8
 
 
-def test_figures_and_links_are_there() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", PAGE.read_text(encoding="utf-8")):
-        assert target.startswith("http") or (PAGE.parent / target).exists(), target
+PAGES = [*sorted((REPOSITORY / "docs").rglob("*.md")), REPOSITORY / "README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_figures_and_links_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_every_method_has_a_page() -> None:
+    pages = {page.stem for page in (REPOSITORY / "docs" / "methods").glob("*.md")} - {"README"}
+    assert pages == set(list_methods())
