@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -472,3 +474,51 @@ class TestEvaluation:
         job = self.job(folder, laboratory)
         outcome = evaluate(replace(job, row=replace(job.row, scan=tmp_path / "l_T1w.nii.gz")), "cpu")
         assert outcome.record["failures"][0]["model"] == "" and not outcome.record["scans"] and not outcome.histograms
+
+
+class TestPage:
+    """docs/benchmark.md: its commands run, its links lead somewhere, and its table names the run's files."""
+
+    @pytest.fixture
+    def page(self, repository: Path) -> Path:
+        return repository / "docs" / "benchmark.md"
+
+    def test_commands(self, page: Path, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("distributed")
+        lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("uadbench ")]
+        shown = [shlex.split(line)[1:] for line in lines]
+        assert [arguments[0] for arguments in shown] == ["benchmark", "benchmark", "calibrate", "benchmark"]
+        monkeypatch.chdir(tmp_path)
+        make_cohort(tmp_path / "cohort", 4)
+        (tmp_path / "cohort" / "cohort.csv").rename(tmp_path / "cohort.csv")
+        for arguments in (a for a in shown if a[0] == "benchmark"):
+            arguments = [",".join(MODELS) if word == "all" else word for word in arguments]
+            arguments[1] = "cohort.csv"
+            assert main([*arguments, "--data", "cohort", "--device", "cpu"]) == 0
+        assert len(read_table(tmp_path / "run", tables.SCANS)) == 4 * 4
+
+    def test_calibrate_takes_what_the_page_shows(self, page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from UADBenchLib.inference import calibration
+
+        given: dict[str, object] = {}
+
+        def seen(bundle: Path, healthy: Path, **options: object) -> dict[str, object]:
+            given.update(options, bundle=str(bundle), healthy=str(healthy))
+            return {"id": "m", "path": "p", "scans": 1, "left_out": [], "sites": {}, "operating_points": {}}
+
+        monkeypatch.setattr(calibration, "calibrate", seen)
+        (line,) = (x for x in page.read_text(encoding="utf-8").splitlines() if x.startswith("uadbench calibrate"))
+        assert main(shlex.split(line)[1:]) == 0
+        assert (given["bundle"], given["healthy"], str(given["lesions"])) == (
+            "my-model",
+            "validation.csv",
+            "lesions.csv",
+        )
+        assert list(given["rates"]) == [0.005]
+
+    def test_files_and_links(self, page: Path) -> None:
+        text = page.read_text(encoding="utf-8")
+        for name in (*tables.TABLES, "run.json", "records/", "histograms/"):
+            assert f"`{name}`" in text, name
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert target.startswith("http") or (page.parent / target).exists(), target
