@@ -28,6 +28,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/benchmark/runner.py
   UADBenchLib/benchmark/summary.py
   UADBenchLib/benchmark/tables.py
+  UADBenchLib/benchmark/validation.py
   UADBenchLib/bundles/__init__.py
   UADBenchLib/bundles/bundle.py
   UADBenchLib/bundles/card.py

@@ -31,11 +31,11 @@ def seed_of(text: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
 
 
-def make_cohort(folder: Path, scans: int = 8, **columns: str) -> Path:
+def make_cohort(folder: Path, scans: int = 8, first: int = 0, **columns: str) -> Path:
     """A table of ``scans`` tiny scans of half as many subjects, every other one with a lesion; none is readable as a
     brain."""
     rows = []
-    for number in range(scans):
+    for number in range(first, first + scans):
         name = f"sub-{number // 2:02d}_ses-{number % 2}_T1w"
         path = folder / f"{name}.nii.gz"
         write_volume(path, np.full(SHAPE, number + 1, np.float32), np.diag([4.0, 4.0, 4.0, 1.0]))
@@ -51,7 +51,7 @@ def make_cohort(folder: Path, scans: int = 8, **columns: str) -> Path:
                 "reference": f"{name}_mask.nii.gz" if sick else "",
                 "site": ("east", "west")[number % 3 == 0],
                 "scanner": ("one", "two", "three")[number % 3],
-                "age": str(20 + 5 * number),
+                "age": str(20 + 5 * number % 65),
                 "sex": "FM"[number // 2 % 2],
                 "lesion_type": "tumour" if sick else "",
                 **columns,

@@ -23,11 +23,14 @@ from UADBenchLib.benchmark.evaluate import Job, Outcome, size_of
 from UADBenchLib.benchmark.plan import MINIMUM_LESION_ML, Plan, make_plan
 from UADBenchLib.benchmark.summary import write_tables
 from UADBenchLib.benchmark.tables import Run, read_run, write_histograms, write_run
+from UADBenchLib.benchmark.validation import Points, validated_points
 from UADBenchLib.errors import InputError
 from UADBenchLib.inference.detector import MINIMUM_ML
 from UADBenchLib.scan import Check, Progress
 from UADBenchLib.writing import write_json
 
+VALIDATION = "validation"
+"""Folder, within that of a run, of the run over the validation scans that its thresholds come from."""
 RECORD_BYTES = 60_000
 """Disk that a scan takes under one model: record, histogram, and its part of the tables (measured, rounded up)."""
 PROCESS_BYTES = 900 << 20
@@ -51,6 +54,7 @@ def benchmark(
     out: str | Path,
     *,
     data: str | Path | None = None,
+    validation: str | Path | None = None,
     operating_points: Sequence[str] = (),
     executor: str = "local",
     scheduler: str | None = None,
@@ -70,6 +74,9 @@ def benchmark(
         Ids of bundles. "all" takes every calibrated one whose contrast occurs.
     out : path
         Folder of the run, see ``tables``.
+    validation : path, optional
+        Cohort whose rows of split ``validation`` (or all) give the run thresholds of its own, see ``validation``. They
+        are evaluated first, as a run in the folder ``validation``.
     operating_points : sequence of str
         Thresholds to evaluate at; none takes all that every model has.
     executor : {"local", "dask"}
@@ -93,12 +100,48 @@ def benchmark(
         Before anything is computed: what the cohort, the models or the options make impossible;
         ``SUBJECTS_SHARED``, ``RUN_DIFFERENT``, ``DISK_SHORT``, ``MEMORY_SHORT``.
     """
-    started, out = time.perf_counter(), Path(out)
-    kind = _device_kind(scheduler, device)
-    plan = make_plan(cohort, models, data, operating_points, kind, minimum_ml, minimum_lesion_ml)
+    out, kind = Path(out), _device_kind(scheduler, device)
+    options = {"data": data, "device": kind, "minimum_ml": minimum_ml, "minimum_lesion_ml": minimum_lesion_ml}
+    who = {"executor": executor, "scheduler": scheduler, "workers": workers, "device": device, "progress": progress}
+    points: Points = {}
+    checks: list[Check] = []
+    if validation is not None:
+        # Whatever is wrong with the cohort is said before the hours that its thresholds may take.
+        settled = make_plan(cohort, models, **options)
+        first = make_plan(validation, list(settled.run.models), split="validation", **options)
+        _refuse_same_subjects(settled, first)
+        _run(first, out / VALIDATION, **who)
+        points, checks = validated_points(out / VALIDATION, first)
+    plan = make_plan(cohort, models, operating_points=operating_points, points=points, **options)
+    summary = _run(plan, out, **who)
+    return summary | {"checks": [*checks, *summary["checks"]]}
+
+
+def _refuse_same_subjects(plan: Plan, validation: Plan) -> None:
+    shared = sorted({job.row.subject for job in plan.jobs} & {job.row.subject for job in validation.jobs})
+    if shared:
+        raise InputError(
+            "SUBJECTS_SHARED",
+            f"{len(shared)} subjects of the cohort are in validation too ({shared[0]}, ...)",
+            "thresholds must come from other people: split by subject",
+        )
+
+
+def _run(
+    plan: Plan,
+    out: Path,
+    *,
+    executor: str,
+    scheduler: str | None,
+    workers: int | None,
+    device: str,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Do what a plan says; see ``benchmark``."""
+    started = time.perf_counter()
     _refuse_other_run(out, plan.run)
     forecast = foresee(plan, out)
-    devices = [kind] if scheduler else executors.worker_devices(device, workers, forecast.processes)
+    devices = [plan.run.device] if scheduler else executors.worker_devices(device, workers, forecast.processes)
     checks = [*plan.checks, *_short_of(forecast, len(devices), workers, out, local=scheduler is None)]
     write_run(out, plan.run)
     todo = [job for job in plan.jobs if not _is_done(out, job)]
@@ -145,7 +188,7 @@ def preview(
 def _refuse_other_run(out: Path, run: Run) -> None:
     """Refuse a folder that holds another run, naming what differs, or something else."""
     if not (out / "run.json").exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(path.name != VALIDATION for path in out.iterdir())):
             raise InputError("OUT_NOT_EMPTY", f"{out} holds something that is no run", "give a new or empty folder")
         return
     before, now = read_run(out).model_dump(mode="json"), json.loads(run.model_dump_json())
