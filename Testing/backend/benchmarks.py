@@ -27,6 +27,9 @@ SECONDS = 0.02
 """That a scan pretends to take, so that a kill has something to fall into."""
 
 
+SLOW_SECONDS = 240.0
+
+
 def seed_of(text: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
 
@@ -85,9 +88,12 @@ def make_models(folder: Path, **points: OperatingPoint) -> Path:
 def quick_evaluate(job: Job, device: str = "auto", progress: Any = None) -> Outcome:
     """Measure maps that follow from the names of scan and model, as ``evaluate`` measures those of networks.
 
-    A scan whose subject is ``sub-bad`` fails; one of subject ``sub-fatal`` takes its process with it.
+    A scan whose subject is ``sub-bad`` fails; one of subject ``sub-fatal`` takes its process with it, and one whose
+    subject begins with ``sub-slow`` takes minutes.
     """
     time.sleep(SECONDS)
+    if job.row.subject.startswith("sub-slow"):
+        time.sleep(SLOW_SECONDS)
     if job.row.subject == "sub-fatal":
         import os
 

@@ -329,6 +329,21 @@ class TestExecutors:
             assert (summary["done"], summary["failed"]) == (8, 0)
         assert contents(tmp_path / "one") == contents(tmp_path / "dask")
 
+    def test_cancelling_does_not_wait_for_scans(self, cohort: Path, tmp_path: Path) -> None:
+        """Two processes are at scans that would take minutes."""
+        rows = [{key: str(value or "") for key, value in vars(row).items()} for row in read_cohort(cohort)][:2]
+        slow = write_cohort(tmp_path / "slow.csv", [row | {"subject": f"sub-slow-{n}"} for n, row in enumerate(rows)])
+        began = time.monotonic()
+
+        def stop(stage: str, fraction: float) -> None:
+            if time.monotonic() - began > 2:
+                raise CancelledError
+
+        with pytest.raises(CancelledError):
+            run(slow, tmp_path / "run", workers=2, progress=stop)
+        assert time.monotonic() - began < benchmarks.SLOW_SECONDS / 2
+        assert not multiprocessing.active_children()
+
     def test_no_scheduler_there(self, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("distributed")
         monkeypatch.setattr(executors, "CONNECT_SECONDS", 1)
@@ -352,7 +367,7 @@ class TestExecutors:
 
     def test_processes_are_no_more_than_memory_allows(self, cohort: Path, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr(runner, "_free_memory", lambda: 2 * runner.PROCESS_BYTES)
-        forecast = runner.foresee(make_plan(cohort, MODELS), tmp_path)
+        forecast = runner.foresee(make_plan(cohort, MODELS).jobs)
         assert forecast.processes == 1 and forecast.memory > runner.PROCESS_BYTES
         assert code_of(lambda: run(cohort, tmp_path / "run", workers=4)) == "MEMORY_SHORT"
         assert not (tmp_path / "run").exists()

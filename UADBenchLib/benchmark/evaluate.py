@@ -115,12 +115,10 @@ def evaluate(job: Job, device: str = "auto", progress: Progress | None = None) -
 
 def empty_record(job: Job) -> dict[str, Any]:
     """A record without results: whose it is, which files it was made from, and of which run."""
-    row = job.row
-    names = {"scan": row.scan, "reference": row.reference, "brain_mask": row.brain_mask}
     return {
         "run": job.run,
         "scan_id": job.scan_id,
-        "sizes": {name: size_of(path) for name, path in names.items()},
+        "sizes": sizes_of(job.row),
         "scans": [],
         "lesions": [],
         "findings": [],
@@ -130,7 +128,12 @@ def empty_record(job: Job) -> dict[str, Any]:
     }
 
 
-def size_of(path: Path | None) -> int | None:
+def sizes_of(row: CohortScan) -> dict[str, int | None]:
+    """Bytes of the files of a scan: those of a record that differ now make it stale."""
+    return {name: _size_of(getattr(row, name)) for name in ("scan", "reference", "brain_mask")}
+
+
+def _size_of(path: Path | None) -> int | None:
     """Bytes of a file, or of all files of a folder; None where there is none."""
     if path is None or not path.exists():
         return None

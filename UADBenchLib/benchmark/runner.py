@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from UADBenchLib.benchmark import executors
-from UADBenchLib.benchmark.evaluate import Job, Outcome, size_of
+from UADBenchLib.benchmark.evaluate import Job, Outcome, sizes_of
 from UADBenchLib.benchmark.plan import MINIMUM_LESION_ML, Plan, make_plan
 from UADBenchLib.benchmark.summary import write_tables
 from UADBenchLib.benchmark.tables import Run, read_run, write_histograms, write_run
@@ -140,11 +140,11 @@ def _run(
     """Do what a plan says; see ``benchmark``."""
     started = time.perf_counter()
     _refuse_other_run(out, plan.run)
-    forecast = foresee(plan, out)
+    todo = [job for job in plan.jobs if not _is_done(out, job)]
+    forecast = foresee(todo)
     devices = [plan.run.device] if scheduler else executors.worker_devices(device, workers, forecast.processes)
     checks = [*plan.checks, *_short_of(forecast, len(devices), workers, out, local=scheduler is None)]
     write_run(out, plan.run)
-    todo = [job for job in plan.jobs if not _is_done(out, job)]
     meter = _Meter(len(plan.jobs), len(plan.jobs) - len(todo), progress)
     with contextlib.closing(_outcomes(todo, executor, scheduler, devices, meter.tell)) as outcomes:
         for job, outcome in outcomes:
@@ -173,10 +173,11 @@ def preview(
     """
     plan = make_plan(cohort, models, device=_device_kind(None, device), **options)
     _refuse_other_run(Path(out), plan.run)
-    forecast = foresee(plan, Path(out))
+    todo = [job for job in plan.jobs if not _is_done(Path(out), job)]
+    forecast = foresee(todo)
     return {
         "scans": len(plan.jobs),
-        "done": sum(_is_done(Path(out), job) for job in plan.jobs),
+        "done": len(plan.jobs) - len(todo),
         "models": list(plan.run.models),
         "operating_points": list(plan.run.operating_points),
         "disk_mb": round(forecast.disk / 1e6),
@@ -210,13 +211,13 @@ def _device_kind(scheduler: str | None, device: str) -> str:
     return choose_device(device).type
 
 
-def foresee(plan: Plan, out: Path) -> Forecast:
-    """What a run will take of disk and memory, from the headers of its scans."""
-    scored = sum(len(job.models) for job in plan.jobs if not _is_done(out, job))
-    memory = PROCESS_BYTES + VOXEL_BYTES * max((_voxels(job.row.scan) for job in plan.jobs), default=0)
+def foresee(jobs: Sequence[Job]) -> Forecast:
+    """What is still to be done will take of disk and memory, from the headers of its scans."""
+    scored = sum(len(job.models) for job in jobs)
+    memory = PROCESS_BYTES + VOXEL_BYTES * max((_voxels(job.row.scan) for job in jobs), default=0)
     free = _free_memory()
-    fitting = len(plan.jobs) if free is None else max(1, free // memory)
-    return Forecast(scored * RECORD_BYTES, memory, min(fitting, max(1, len(plan.jobs))))
+    fitting = len(jobs) if free is None else free // memory
+    return Forecast(scored * RECORD_BYTES, memory, max(1, min(fitting, len(jobs))))
 
 
 def _voxels(path: Path) -> int:
@@ -261,11 +262,11 @@ def _is_done(out: Path, job: Job) -> bool:
         record = json.loads((out / "records" / f"{job.scan_id}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    names = {"scan": job.row.scan, "reference": job.row.reference, "brain_mask": job.row.brain_mask}
     return (
-        record["run"] == job.run
-        and not record["failures"]
-        and record["sizes"] == {name: size_of(path) for name, path in names.items()}
+        isinstance(record, dict)
+        and record.get("run") == job.run
+        and record.get("failures") == []
+        and record.get("sizes") == sizes_of(job.row)
         and (out / "histograms" / f"{job.scan_id}.safetensors").is_file()
     )
 
