@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -546,6 +547,31 @@ class TestEvaluation:
         job = self.job(lesion_folder, laboratory)
         outcome = evaluate(replace(job, row=replace(job.row, scan=tmp_path / "l_T1w.nii.gz")), "cpu")
         assert outcome.record["failures"][0]["model"] == "" and not outcome.record["scans"] and not outcome.histograms
+
+
+@pytest.mark.slow
+def test_real_maps_do_not_depend_on_who_computes_them(
+    lesion_folder: Path, laboratory: Laboratory, installed: str, tmp_path: Path
+) -> None:
+    """Two scans in this process, in two others, and by two Dask workers: the same bytes."""
+    pytest.importorskip("distributed")
+    rows = [
+        {"scan": "l_T1w.nii.gz", "contrast": "T1w", "label": "lesion", "subject": "l",
+         "reference": "l_reference.nii.gz", "brain_mask": "l_mask.nii.gz"},
+        {"scan": "copy_T1w.nii.gz", "contrast": "T1w", "label": "unknown", "subject": "copy",
+         "brain_mask": "l_mask.nii.gz"},
+    ]  # fmt: skip
+    shutil.copy(lesion_folder / "l_T1w.nii.gz", lesion_folder / "copy_T1w.nii.gz")
+    cohort = write_cohort(lesion_folder / "two.csv", rows)
+    for name, options in (
+        ("one", {"workers": 1}),
+        ("two", {"workers": 2}),
+        ("dask", {"executor": "dask", "workers": 2}),
+    ):
+        runner.benchmark(cohort, [installed], tmp_path / name, device="cpu", **options)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "dask")
+    scans = read_table(tmp_path / "one", tables.SCANS)
+    assert scans["dice"].notna().sum() == 2 and scans["scan_score"].nunique() == 1
 
 
 class TestPage:

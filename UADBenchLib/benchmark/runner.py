@@ -35,7 +35,7 @@ RECORD_BYTES = 60_000
 """Disk that a scan takes under one model: record, histogram, and its part of the tables (measured, rounded up)."""
 PROCESS_BYTES = 900 << 20
 """Memory of a process before it has opened a scan: interpreter, libraries, template, network (measured, rounded up)."""
-VOXEL_BYTES = 60
+VOXEL_BYTES = 20
 """Memory that preparing and scoring take for every voxel of the scan (measured, rounded up)."""
 
 
