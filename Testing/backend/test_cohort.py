@@ -238,7 +238,7 @@ class TestProblems:
         other = replace(row, reference=tmp_path / "other.nii.gz")
         missing, broken = replace(row, reference=None), replace(row, scan=tmp_path / "broken.nii.gz")
         codes = [check.code for check in check_files([other, missing, broken])]
-        assert codes[:2] == ["REFERENCE_GRID", "REFERENCE_MISSING"] and len(codes) == 3
+        assert codes[:2] == ["MASK_GRID", "REFERENCE_MISSING"] and len(codes) == 3
 
 
 def rows_of(*entries: tuple[str, str, str]) -> list[CohortScan]:
