@@ -170,11 +170,12 @@ def _row_problems(rows: list[CohortScan]) -> list[InputError]:
     seen: set[Path] = set()
     split_of: dict[str, str] = {}
     for row in rows:
-        if row.scan in seen:
+        place = row.scan.resolve()  # a link to a scan is that scan
+        if place in seen:
             problems.append(
                 InputError("COHORT_DUPLICATE", f"{row.scan.name} is listed twice", "remove one of the rows")
             )
-        seen.add(row.scan)
+        seen.add(place)
         if split_of.setdefault(row.subject, row.split) != row.split:
             problems.append(
                 InputError(
@@ -303,7 +304,7 @@ def check_files(rows: Sequence[CohortScan]) -> list[Check]:
     Returns
     -------
     list of Check
-        Warnings: ``REFERENCE_MISSING`` (labelled lesion, no reference), ``REFERENCE_GRID`` (on another grid than the
+        Warnings: ``REFERENCE_MISSING`` (labelled lesion, no reference), ``MASK_GRID`` (on another grid than the
         scan), ``UNREADABLE`` and other codes of headers that cannot be read.
     """
     from UADBenchLib.formats import header_of
@@ -320,7 +321,7 @@ def check_files(rows: Sequence[CohortScan]) -> list[Check]:
                 mask = header_of(path) if path is not None else scan
                 if not same_lattice(mask.shape, mask.affine, scan.shape, scan.affine):
                     message = f"the {name} of {row.scan.name} lies on another grid than the scan"
-                    checks.append(Check("warning", "REFERENCE_GRID", message, "it is resampled (nearest voxel)"))
+                    checks.append(Check("warning", "MASK_GRID", message, "it is resampled (nearest voxel)"))
         except InputError as error:
             checks.append(Check("warning", error.code, f"{row.scan.name}: {error.message}", error.advice))
     return checks

@@ -27,15 +27,18 @@ SECONDS = 0.02
 """That a scan pretends to take, so that a kill has something to fall into."""
 
 
+SLOW_SECONDS = 240.0
+
+
 def seed_of(text: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
 
 
-def make_cohort(folder: Path, scans: int = 8, **columns: str) -> Path:
+def make_cohort(folder: Path, scans: int = 8, first: int = 0, **columns: str) -> Path:
     """A table of ``scans`` tiny scans of half as many subjects, every other one with a lesion; none is readable as a
     brain."""
     rows = []
-    for number in range(scans):
+    for number in range(first, first + scans):
         name = f"sub-{number // 2:02d}_ses-{number % 2}_T1w"
         path = folder / f"{name}.nii.gz"
         write_volume(path, np.full(SHAPE, number + 1, np.float32), np.diag([4.0, 4.0, 4.0, 1.0]))
@@ -51,7 +54,7 @@ def make_cohort(folder: Path, scans: int = 8, **columns: str) -> Path:
                 "reference": f"{name}_mask.nii.gz" if sick else "",
                 "site": ("east", "west")[number % 3 == 0],
                 "scanner": ("one", "two", "three")[number % 3],
-                "age": str(20 + 5 * number),
+                "age": str(20 + 5 * number % 65),
                 "sex": "FM"[number // 2 % 2],
                 "lesion_type": "tumour" if sick else "",
                 **columns,
@@ -85,9 +88,12 @@ def make_models(folder: Path, **points: OperatingPoint) -> Path:
 def quick_evaluate(job: Job, device: str = "auto", progress: Any = None) -> Outcome:
     """Measure maps that follow from the names of scan and model, as ``evaluate`` measures those of networks.
 
-    A scan whose subject is ``sub-bad`` fails; one of subject ``sub-fatal`` takes its process with it.
+    A scan whose subject is ``sub-bad`` fails; one of subject ``sub-fatal`` takes its process with it, and one whose
+    subject begins with ``sub-slow`` takes minutes.
     """
     time.sleep(SECONDS)
+    if job.row.subject.startswith("sub-slow"):
+        time.sleep(SLOW_SECONDS)
     if job.row.subject == "sub-fatal":
         import os
 

@@ -7,6 +7,9 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import shlex
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -257,6 +260,60 @@ def test_kills_at_random_moments_leave_no_trace(kills: int, cohort: Path, tmp_pa
     assert len(left) <= kills  # a kill may leave its unfinished file, under a name that nothing reads
 
 
+class TestValidation:
+    """Thresholds of the run's own."""
+
+    def test_thresholds_come_from_the_validation_scans(self, cohort: Path, tmp_path: Path) -> None:
+        validation = make_cohort(tmp_path / "validation", 24, first=40)
+        summary = run(cohort, tmp_path / "run", validation=validation)
+        assert summary["checks"] == []
+        known = read_run(tmp_path / "run")
+        assert set(known.operating_points) == {"fpr-1pct", "fpr-0.1pct", "opt-dice"}
+        points = known.models[MODELS[0]].operating_points
+        assert "best mean Dice" in points["opt-dice"].origin and "of validation" in points["opt-dice"].origin
+        assert points["opt-dice"].ci[0] <= points["opt-dice"].threshold <= points["opt-dice"].ci[1]
+        scans = read_table(tmp_path / "run", tables.SCANS)
+        rates = scans[scans["label"] == "healthy"].groupby("operating_point")["healthy_fpr"].mean()
+        assert rates["fpr-1pct"] == pytest.approx(0.01, abs=0.004) and rates["fpr-0.1pct"] < 0.003
+        dice = scans[scans["label"] == "lesion"].groupby("operating_point")["dice"].mean()
+        assert dice["opt-dice"] >= dice["fpr-0.1pct"]
+        assert not set(scans["subject"]) & set(read_table(tmp_path / "run" / "validation", tables.SCANS)["subject"])
+
+    def test_stopped_on_the_way_it_ends_the_same(self, cohort: Path, tmp_path: Path) -> None:
+        validation = make_cohort(tmp_path / "validation", 24, first=40)
+        run(cohort, tmp_path / "whole", validation=validation)
+
+        def stop(stage: str, fraction: float) -> None:
+            if stage.startswith("12 of 24") or stage.startswith("3 of 8"):
+                raise CancelledError
+
+        for _ in range(2):  # in the validation scans
+            with pytest.raises(CancelledError):
+                run(cohort, tmp_path / "run", validation=validation, progress=stop)
+            (tmp_path / "run" / "validation" / "records" / "sub-20_ses-0_T1w.json").unlink()
+        run(cohort, tmp_path / "run", validation=validation)
+        assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+    def test_healthy_scans_alone_say_what_they_cannot_do(self, cohort: Path, tmp_path: Path) -> None:
+        made = read_cohort(make_cohort(tmp_path / "data", 24, first=40))
+        rows = [{key: str(value or "") for key, value in vars(row).items()} for row in made]
+        healthy = write_cohort(tmp_path / "healthy.csv", [row for row in rows if row["label"] == "healthy"])
+        checks = run(cohort, tmp_path / "run", validation=healthy)["checks"]
+        assert {check.code for check in checks} == {"THRESHOLD_MISSING"} and len(checks) == len(MODELS)
+        assert all("cannot say where Dice is best" in check.message for check in checks)
+        assert "opt-dice" not in read_run(tmp_path / "run").operating_points
+        few = write_cohort(tmp_path / "few.csv", [row for row in rows if row["label"] == "lesion"])
+        checks = run(cohort, tmp_path / "few", validation=few)["checks"]
+        assert all("too few" in check.message for check in checks) and len(checks) == len(MODELS)
+        point = read_run(tmp_path / "few").models[MODELS[0]].operating_points["fpr-1pct"]
+        assert point.origin == "made up"
+
+    def test_the_same_people_are_refused(self, cohort: Path, tmp_path: Path) -> None:
+        same = make_cohort(tmp_path / "same", 4)
+        assert code_of(lambda: run(cohort, tmp_path / "run", validation=same)) == "SUBJECTS_SHARED"
+        assert not (tmp_path / "run").exists()
+
+
 class TestExecutors:
     def test_two_processes_give_the_same_tables(self, cohort: Path, tmp_path: Path) -> None:
         run(cohort, tmp_path / "one")
@@ -272,6 +329,21 @@ class TestExecutors:
             summary = run(cohort, tmp_path / "dask", executor="dask", scheduler=cluster.scheduler_address)
             assert (summary["done"], summary["failed"]) == (8, 0)
         assert contents(tmp_path / "one") == contents(tmp_path / "dask")
+
+    def test_cancelling_does_not_wait_for_scans(self, cohort: Path, tmp_path: Path) -> None:
+        """Two processes are at scans that would take minutes."""
+        rows = [{key: str(value or "") for key, value in vars(row).items()} for row in read_cohort(cohort)][:2]
+        slow = write_cohort(tmp_path / "slow.csv", [row | {"subject": f"sub-slow-{n}"} for n, row in enumerate(rows)])
+        began = time.monotonic()
+
+        def stop(stage: str, fraction: float) -> None:
+            if time.monotonic() - began > 2:
+                raise CancelledError
+
+        with pytest.raises(CancelledError):
+            run(slow, tmp_path / "run", workers=2, progress=stop)
+        assert time.monotonic() - began < benchmarks.SLOW_SECONDS / 2
+        assert not multiprocessing.active_children()
 
     def test_no_scheduler_there(self, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("distributed")
@@ -296,7 +368,7 @@ class TestExecutors:
 
     def test_processes_are_no_more_than_memory_allows(self, cohort: Path, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr(runner, "_free_memory", lambda: 2 * runner.PROCESS_BYTES)
-        forecast = runner.foresee(make_plan(cohort, MODELS), tmp_path)
+        forecast = runner.foresee(make_plan(cohort, MODELS).jobs)
         assert forecast.processes == 1 and forecast.memory > runner.PROCESS_BYTES
         assert code_of(lambda: run(cohort, tmp_path / "run", workers=4)) == "MEMORY_SHORT"
         assert not (tmp_path / "run").exists()
@@ -422,16 +494,17 @@ class TestSummary:
         assert 0.88 <= inside / 200 <= 0.99
 
 
+@pytest.fixture(scope="class")
+def lesion_folder(sample: tuple, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scan")
+    scan, reference, mask = on_grid("left-handed anisotropic", *sample)
+    for name, values in (("l_T1w", scan.voxels), ("l_reference", reference), ("l_mask", mask)):
+        write_volume(folder / f"{name}.nii.gz", values, scan.affine)
+    return folder
+
+
 class TestEvaluation:
     """One real scan under a real model."""
-
-    @pytest.fixture(scope="class")
-    def folder(self, sample: tuple, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("scan")
-        scan, reference, mask = on_grid("left-handed anisotropic", *sample)
-        for name, values in (("l_T1w", scan.voxels), ("l_reference", reference), ("l_mask", mask)):
-            write_volume(folder / f"{name}.nii.gz", values, scan.affine)
-        return folder
 
     def job(self, folder: Path, laboratory: Laboratory, **models: Path) -> Job:
         row = CohortScan(
@@ -442,11 +515,13 @@ class TestEvaluation:
         paths = {"m": laboratory.bundle, **models}
         return Job("l", "d", row, paths, dict.fromkeys(paths, points), 0.1, LesionRule(minimum_reference_ml=0.01), "r")
 
-    def test_a_scan_with_a_lesion(self, folder: Path, laboratory: Laboratory, installed: str, tmp_path: Path) -> None:
+    def test_a_scan_with_a_lesion(
+        self, lesion_folder: Path, laboratory: Laboratory, installed: str, tmp_path: Path
+    ) -> None:
         from UADBenchLib.inference.detector import detect
         from UADBenchLib.reading import read_mask, read_scan
 
-        outcome = evaluate(self.job(folder, laboratory, broken=tmp_path / "nothing"), "cpu")
+        outcome = evaluate(self.job(lesion_folder, laboratory, broken=tmp_path / "nothing"), "cpu")
         record = json.loads(json.dumps(outcome.record))
         (failed,) = record["failures"]
         assert (failed["model"], failed["code"]) == ("broken", "BUNDLE_INVALID")
@@ -458,8 +533,8 @@ class TestEvaluation:
         assert lesion["volume_ml"] == pytest.approx(loose["reference_ml"]) and lesion["contrast_to_noise"] > 0
         assert record["timing"][0]["peak_memory_mb"] > 100
         # The same scan through the detector, which benchmark and single scans share.
-        scan = read_scan(folder / "l_T1w.nii.gz", "T1w")
-        reference, mask = (read_mask(folder / f"l_{name}.nii.gz", scan) for name in ("reference", "mask"))
+        scan = read_scan(lesion_folder / "l_T1w.nii.gz", "T1w")
+        reference, mask = (read_mask(lesion_folder / f"l_{name}.nii.gz", scan) for name in ("reference", "mask"))
         (found,) = detect(scan, [installed], brain_mask=mask, reference=reference, device="cpu")
         assert dice((found.map > 4.0), reference) == pytest.approx(
             2 * outcome.histograms["m"]._above(outcome.histograms["m"].positives)[(16 + 4) * 64]
@@ -467,8 +542,89 @@ class TestEvaluation:
         )  # fmt: skip
         assert found.metrics["average_precision"] == pytest.approx(loose["ap"], abs=1e-4)
 
-    def test_a_scan_that_cannot_be_read(self, folder: Path, laboratory: Laboratory, tmp_path: Path) -> None:
+    def test_a_scan_that_cannot_be_read(self, lesion_folder: Path, laboratory: Laboratory, tmp_path: Path) -> None:
         (tmp_path / "l_T1w.nii.gz").write_bytes(b"not a scan")
-        job = self.job(folder, laboratory)
+        job = self.job(lesion_folder, laboratory)
         outcome = evaluate(replace(job, row=replace(job.row, scan=tmp_path / "l_T1w.nii.gz")), "cpu")
         assert outcome.record["failures"][0]["model"] == "" and not outcome.record["scans"] and not outcome.histograms
+
+
+@pytest.mark.slow
+def test_real_maps_do_not_depend_on_who_computes_them(
+    lesion_folder: Path, laboratory: Laboratory, installed: str, tmp_path: Path
+) -> None:
+    """Two scans in this process, in two others, and by two Dask workers: the same bytes."""
+    pytest.importorskip("distributed")
+    rows = [
+        {"scan": "l_T1w.nii.gz", "contrast": "T1w", "label": "lesion", "subject": "l",
+         "reference": "l_reference.nii.gz", "brain_mask": "l_mask.nii.gz"},
+        {"scan": "copy_T1w.nii.gz", "contrast": "T1w", "label": "unknown", "subject": "copy",
+         "brain_mask": "l_mask.nii.gz"},
+    ]  # fmt: skip
+    shutil.copy(lesion_folder / "l_T1w.nii.gz", lesion_folder / "copy_T1w.nii.gz")
+    cohort = write_cohort(lesion_folder / "two.csv", rows)
+    for name, options in (
+        ("one", {"workers": 1}),
+        ("two", {"workers": 2}),
+        ("dask", {"executor": "dask", "workers": 2}),
+    ):
+        runner.benchmark(cohort, [installed], tmp_path / name, device="cpu", **options)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "dask")
+    scans = read_table(tmp_path / "one", tables.SCANS)
+    assert scans["dice"].notna().sum() == 2 and scans["scan_score"].nunique() == 1
+
+
+class TestPage:
+    """docs/benchmark.md: its commands run, its links lead somewhere, and its table names the run's files."""
+
+    @pytest.fixture
+    def page(self, repository: Path) -> Path:
+        return repository / "docs" / "benchmark.md"
+
+    def test_commands(self, page: Path, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("distributed")
+        lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("uadbench ")]
+        shown = [shlex.split(line)[1:] for line in lines]
+        assert [arguments[0] for arguments in shown] == [
+            "benchmark",
+            "benchmark",
+            "calibrate",
+            "benchmark",
+            "benchmark",
+        ]
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(executors.os, "cpu_count", lambda: 1)
+        make_cohort(tmp_path / "cohort", 4)
+        (tmp_path / "cohort" / "cohort.csv").rename(tmp_path / "cohort.csv")
+        make_cohort(tmp_path / "cohort", 20, first=40).rename(tmp_path / "validation.csv")
+        for arguments in (a for a in shown if a[0] == "benchmark"):
+            arguments = [",".join(MODELS) if word == "all" else word for word in arguments]
+            arguments[1] = "cohort.csv"
+            assert main([*arguments, "--data", "cohort", "--device", "cpu"]) == 0
+        assert len(read_table(tmp_path / "run", tables.SCANS)) == 4 * 4
+
+    def test_calibrate_takes_what_the_page_shows(self, page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from UADBenchLib.inference import calibration
+
+        given: dict[str, object] = {}
+
+        def seen(bundle: Path, healthy: Path, **options: object) -> dict[str, object]:
+            given.update(options, bundle=str(bundle), healthy=str(healthy))
+            return {"id": "m", "path": "p", "scans": 1, "left_out": [], "sites": {}, "operating_points": {}}
+
+        monkeypatch.setattr(calibration, "calibrate", seen)
+        (line,) = (x for x in page.read_text(encoding="utf-8").splitlines() if x.startswith("uadbench calibrate"))
+        assert main(shlex.split(line)[1:]) == 0
+        assert (given["bundle"], given["healthy"], str(given["lesions"])) == (
+            "my-model",
+            "validation.csv",
+            "lesions.csv",
+        )
+        assert list(given["rates"]) == [0.005]
+
+    def test_files_and_links(self, page: Path) -> None:
+        text = page.read_text(encoding="utf-8")
+        for name in (*tables.TABLES, "run.json", "records/", "histograms/"):
+            assert f"`{name}`" in text, name
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert target.startswith("http") or (page.parent / target).exists(), target

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builders import write_cohort
 from hypothesis import given
 from hypothesis import strategies as st
 
-from UADBenchLib.cohort import LABELS, CohortScan, read_cohort, select
+from UADBenchLib.cohort import LABELS, CohortScan, check_files, cohort_problems, read_cohort, select
 from UADBenchLib.errors import InputError
+from UADBenchLib.writing import write_volume
 
 ROW = {"scan": "a.nii.gz", "contrast": "T1w", "label": "healthy", "subject": "s1"}
 
@@ -128,6 +131,114 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as refusal:
         read_cohort(tmp_path / "cohort.csv")
     assert refusal.value.code == "COHORT_VALUE"
+
+
+class TestBids:
+    """Folders in place of tables."""
+
+    def folder(self, root: Path, *files: str, participants: str = "") -> Path:
+        for name in files:
+            write_volume(root / name, np.ones((4, 5, 6)), np.diag([2.0, 2.0, 2.0, 1.0]))
+        if participants:
+            (root / "participants.tsv").write_text(participants.replace(" ", "\t"), encoding="utf-8")
+        return root
+
+    def test_a_folder_and_the_table_of_a_synthetic_cohort_say_the_same(self, tmp_path: Path) -> None:
+        """As `uadbench synthesise` lays it out, without the cost of making heads."""
+        derived, rows = "derivatives/uadbench/{0}/anat/{0}_space-{1}_{2}_mask.nii.gz", []
+        for subject, kind in (("sub-001", ""), ("sub-002", "tumour")):
+            for contrast in ("T1w", "FLAIR"):
+                row = {"scan": f"{subject}/anat/{subject}_{contrast}.nii.gz", "contrast": contrast, "subject": subject}
+                row |= {
+                    "label": "lesion" if kind else "healthy",
+                    "brain_mask": derived.format(subject, contrast, "desc-brain"),
+                }
+                row |= {"reference": derived.format(subject, contrast, "label-lesion") if kind else ""}
+                rows.append(row | {"age": "61.5", "sex": "F", "scanner": "A", "site": "north", "lesion_type": kind})
+        files = [row[name] for row in rows for name in ("scan", "reference", "brain_mask") if row[name]]
+        head = "participant_id age sex group site scanner lesion_type lesion_ml\n"
+        self.folder(
+            tmp_path, *files,
+            participants=head + "sub-001 61.5 F healthy north A n/a n/a\nsub-002 61.5 F lesion north A tumour 3.2\n",
+        )  # fmt: skip
+        table = read_cohort(write_cohort(tmp_path / "cohort.csv", rows))
+        assert sorted(read_cohort(tmp_path), key=lambda row: row.scan) == sorted(table, key=lambda row: row.scan)
+
+    def test_masks_go_to_the_scans_that_they_are_for(self, tmp_path: Path) -> None:
+        self.folder(
+            tmp_path, "sub-1/ses-a/anat/sub-1_ses-a_T1w.nii.gz", "sub-1/ses-a/anat/sub-1_ses-a_FLAIR.nii.gz",
+            "sub-1/ses-b/anat/sub-1_ses-b_T1w.nii", "sub-1/ses-b/anat/sub-1_ses-b_ce-gd_T1w.nii.gz",
+            "sub-1/ses-a/anat/sub-1_ses-a_label-lesion_mask.nii.gz",
+            "derivatives/x/sub-1/ses-a/anat/sub-1_ses-a_space-FLAIR_desc-brain_mask.nii.gz",
+            "derivatives/x/sub-1/ses-a/anat/sub-1_ses-a_space-MNI152_desc-brain_mask.nii.gz",
+        )  # fmt: skip
+        rows = {row.scan.name.removesuffix(".gz"): row for row in read_cohort(tmp_path)}
+        assert set(rows) == {"sub-1_ses-a_T1w.nii", "sub-1_ses-a_FLAIR.nii", "sub-1_ses-b_T1w.nii"}
+        assert rows["sub-1_ses-a_T1w.nii"].reference == rows["sub-1_ses-a_FLAIR.nii"].reference is not None
+        assert rows["sub-1_ses-a_T1w.nii"].brain_mask is None
+        assert "space-FLAIR" in rows["sub-1_ses-a_FLAIR.nii"].brain_mask.name
+        later = rows["sub-1_ses-b_T1w.nii"]
+        assert (later.reference, later.label, later.subject) == (None, "unknown", "sub-1")
+
+    def test_labels_and_names(self, tmp_path: Path) -> None:
+        files = [f"sub-{n}/anat/sub-{n}_T1w.nii.gz" for n in range(4)]
+        head = "participant_id age sex group dataset split\n"
+        text = (
+            head + "sub-0 n/a female healthy n/a test\nsub-1 90+ M depression ixi test\nsub-2 3.5 o lesion n/a train\n"
+        )
+        rows = read_cohort(self.folder(tmp_path, *files, participants=text))
+        assert [row.label for row in rows] == ["healthy", "unknown", "lesion", "unknown"]
+        assert [row.subject for row in rows] == ["sub-0", "ixi-sub-1", "sub-2", "sub-3"]
+        assert [(row.age, row.sex) for row in rows[:3]] == [("", "F"), ("90", "M"), ("3.5", "O")]
+        assert [row.group for row in rows] == ["", "depression", "", ""] and rows[2].split == "train"
+
+    def test_refusals(self, tmp_path: Path) -> None:
+        scan = "sub-1/anat/sub-1_T1w.nii.gz"
+        masks = [f"derivatives/{who}/sub-1/anat/sub-1_label-lesion_mask.nii.gz" for who in "ab"]
+        cases = {
+            "COHORT_AMBIGUOUS": self.folder(tmp_path / "a", scan, *masks),
+            "COHORT_DUPLICATE": self.folder(
+                tmp_path / "b", scan, participants="participant_id age\nsub-1 3\nsub-1 4\n"
+            ),
+            "COHORT_COLUMNS": self.folder(tmp_path / "c", scan, participants="subject age\nsub-1 3\n"),
+            "COHORT_VALUE": self.folder(tmp_path / "d", scan, participants="participant_id age\nsub-1 old\n"),
+        }
+        for code, folder in cases.items():
+            with pytest.raises(InputError) as refusal:
+                read_cohort(folder)
+            assert refusal.value.code == code and refusal.value.advice
+
+
+class TestProblems:
+    def test_all_are_listed_in_order(self, tmp_path: Path) -> None:
+        path = table(
+            tmp_path, ROW | {"age": "-3"}, ROW | {"label": "ill"}, ROW | {"subject": "b"}, ROW | {"subject": "c"},
+        )  # fmt: skip
+        problems = cohort_problems(path)
+        assert [problem.code for problem in problems] == ["COHORT_VALUE", "COHORT_VALUE", "COHORT_DUPLICATE"]
+        assert "'-3'" in problems[0].message and "'ill'" in problems[1].message
+        with pytest.raises(InputError) as refusal:
+            read_cohort(path)
+        assert refusal.value.message == problems[0].message
+        assert cohort_problems(table(tmp_path, ROW)) == []
+        assert [p.code for p in cohort_problems(tmp_path / "none.csv")] == ["COHORT_NOT_FOUND"]
+
+    @pytest.mark.parametrize(("column", "value"), [("age", "121"), ("age", "nan"), ("age", "x"), ("sex", "girl")])
+    def test_covariates_out_of_range(self, column: str, value: str, tmp_path: Path) -> None:
+        (problem,) = cohort_problems(table(tmp_path, ROW | {column: value}))
+        assert problem.code == "COHORT_VALUE" and repr(value) in problem.message
+
+    def test_headers(self, tmp_path: Path) -> None:
+        affine = np.diag([2.0, 2.0, 2.0, 1.0])
+        for name, shape in (("s", (4, 5, 6)), ("same", (4, 5, 6)), ("other", (4, 5, 7))):
+            write_volume(tmp_path / f"{name}.nii.gz", np.ones(shape), affine)
+        (tmp_path / "broken.nii.gz").write_bytes(b"no")
+        row = CohortScan(tmp_path / "s.nii.gz", "T1w", "lesion", "s", tmp_path / "same.nii.gz")
+        assert check_files([row]) == []
+        other = replace(row, reference=tmp_path / "other.nii.gz")
+        missing, broken = replace(row, reference=None), replace(row, scan=tmp_path / "broken.nii.gz")
+        codes = [check.code for check in check_files([other, missing, broken])]
+        assert codes[:2] == ["MASK_GRID", "REFERENCE_MISSING"] and len(codes) == 3
 
 
 def rows_of(*entries: tuple[str, str, str]) -> list[CohortScan]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -305,3 +306,14 @@ def test_the_page_names_every_data_set(repository: Path) -> None:
     page = (repository / "docs" / "datasets.md").read_text(encoding="utf-8")
     for layout in LAYOUTS:
         assert f"`{layout.name}`" in page and layout.example in page
+
+
+def test_the_commands_of_the_page(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (repository / "docs" / "datasets.md").read_text(encoding="utf-8")
+    shown = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("uadbench ")]
+    monkeypatch.chdir(tmp_path)
+    for arguments in shown:
+        build(tmp_path / arguments[2], TREES[arguments[1]])
+        assert main(arguments) == 0
+        assert read_cohort(tmp_path / arguments[arguments.index("--out") + 1])
+    assert len(shown) == 2

@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from UADBenchLib.evaluation.surfaces import surface_distance
 from UADBenchLib.inference.detector import calibrated_map, open_model
 from UADBenchLib.inference.device import choose_device
 from UADBenchLib.inference.findings import find
+from UADBenchLib.inference.postprocessing import bounding_box
 from UADBenchLib.inference.worker import explain_failure
 from UADBenchLib.parallel import one_thread
 from UADBenchLib.preprocessing.contrast import settle_contrast
@@ -76,8 +77,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Case:
-    """A scan with its masks, and what all models share of it."""
+    """A scan with its masks, and what all models share of it.
 
+    Arrays are cut to ``box``, which holds brain and reference: outside it nothing is flagged and nothing counts.
+    """
+
+    box: tuple[slice, ...]
     scan: Scan
     brain: np.ndarray
     reference: np.ndarray | None
@@ -115,12 +120,10 @@ def evaluate(job: Job, device: str = "auto", progress: Progress | None = None) -
 
 def empty_record(job: Job) -> dict[str, Any]:
     """A record without results: whose it is, which files it was made from, and of which run."""
-    row = job.row
-    names = {"scan": row.scan, "reference": row.reference, "brain_mask": row.brain_mask}
     return {
         "run": job.run,
         "scan_id": job.scan_id,
-        "sizes": {name: size_of(path) for name, path in names.items()},
+        "sizes": sizes_of(job.row),
         "scans": [],
         "lesions": [],
         "findings": [],
@@ -130,7 +133,12 @@ def empty_record(job: Job) -> dict[str, Any]:
     }
 
 
-def size_of(path: Path | None) -> int | None:
+def sizes_of(row: CohortScan) -> dict[str, int | None]:
+    """Bytes of the files of a scan: those of a record that differ now make it stale."""
+    return {name: _size_of(getattr(row, name)) for name in ("scan", "reference", "brain_mask")}
+
+
+def _size_of(path: Path | None) -> int | None:
     """Bytes of a file, or of all files of a folder; None where there is none."""
     if path is None or not path.exists():
         return None
@@ -188,22 +196,26 @@ def _reference(row: CohortScan, scan: Scan) -> np.ndarray | None:
 
 
 def _case(scan: Scan, brain: np.ndarray, reference: np.ndarray | None, rule: LesionRule) -> _Case:
+    box = bounding_box(brain if reference is None else brain | reference)
+    scan, brain = replace(scan, voxels=scan.voxels[box]), brain[box]
+    reference = None if reference is None else reference[box]
     lesions = None if reference is None else split_lesions(reference, scan.voxel_ml, rule)
     contrasts = [] if lesions is None else lesion_contrast(scan.voxels, lesions, brain)
-    return _Case(scan, brain, reference, lesions, contrasts)
+    return _Case(box, scan, brain, reference, lesions, contrasts)
 
 
 def _precision(scores: np.ndarray, case: _Case) -> float:
     """Average precision of scores on no known scale; NaN without a reference voxel."""
     if case.reference is None or not (case.reference & case.brain).any():
         return float("nan")
-    return average_precision(scores, case.reference, case.brain)
+    return average_precision(scores[case.box], case.reference, case.brain)
 
 
 def _measure(
     job: Job, model: str, z: np.ndarray, uncalibrated: float, case: _Case, record: dict[str, Any]
 ) -> Histogram:
     """Add the rows of one model to a record, and return the histogram to be kept."""
+    z = z[case.box]
     fine = Histogram(bins_per_unit=FINE).add(z, case.reference, case.brain)
     best, best_threshold = fine.best_dice()
     voxels, ml = int(np.count_nonzero(case.brain)), case.scan.voxel_ml

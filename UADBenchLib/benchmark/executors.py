@@ -109,13 +109,16 @@ class _Slot:
         self._job: Job | None = None
         self._attempt = 0
         self._pool: ProcessPoolExecutor | None = None
+        self._processes: set[Any] = set()
 
     def start(self, job: Job, attempt: int = 1) -> None:
         if self._pool is None:
             # Started afresh instead of forked: torch's threads do not survive a fork.
             self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         self._job, self._attempt = job, attempt
+        before = set(multiprocessing.active_children())
         self.future = self._pool.submit(evaluate, job, self.device)
+        self._processes |= set(multiprocessing.active_children()) - before
 
     def finish(self) -> tuple[Job, Outcome] | None:
         """The job that is done and what came of it; None when its process died and it is begun again."""
@@ -131,9 +134,13 @@ class _Slot:
             return job, lost(job)
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        """End the process, also in the middle of a scan: what is not handed back will be done again."""
+        if self._pool is None:
+            return
+        for process in self._processes if self.future is not None else ():
+            process.kill()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool, self._processes = None, set()
 
 
 def lost(job: Job) -> Outcome:

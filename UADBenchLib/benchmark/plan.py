@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 from UADBenchLib import __version__
 from UADBenchLib.benchmark.evaluate import Job
 from UADBenchLib.benchmark.tables import Run, RunModel, RunPoint
-from UADBenchLib.bundles.bundle import Metadata, load_metadata
+from UADBenchLib.bundles.bundle import Metadata, OperatingPoint, load_metadata
 from UADBenchLib.bundles.catalogue import find_model, list_models
 from UADBenchLib.cohort import CohortScan, check_files, read_cohort, select
 from UADBenchLib.errors import InputError
@@ -53,14 +53,24 @@ def make_plan(
     device: str = "cpu",
     minimum_ml: float = MINIMUM_ML,
     minimum_lesion_ml: float = MINIMUM_LESION_ML,
+    *,
+    split: str = "test",
+    points: Mapping[str, Mapping[str, OperatingPoint]] | None = None,
 ) -> Plan:
-    """Settle what a run consists of, and refuse what cannot be one; see ``benchmark``. ``device`` is the kind."""
-    rows = select(read_cohort(cohort, data), split="test")
+    """Settle what a run consists of, and refuse what cannot be one; see ``benchmark``.
+
+    ``device`` is the kind of device; ``points`` are operating points, by model, beside those of the bundles and
+    instead of those with the same name.
+    """
+    rows = select(read_cohort(cohort, data), split=split)
     if not rows:
         raise InputError(
-            "COHORT_EMPTY", f"{cohort} has splits and no scan of split test", "name the split of some test"
+            "COHORT_EMPTY", f"{cohort} has splits and no scan of split {split}", f"name the split of some {split}"
         )
     chosen = _models(models, {row.contrast for row in rows})
+    for model, further in (points or {}).items():
+        known = chosen[model].operating_points | dict(further)
+        chosen[model] = chosen[model].model_copy(update={"operating_points": known})
     names = _point_names(chosen, operating_points)
     checks = [*_refuse_shared(chosen, names, rows), *_without_model(chosen, rows)]
     rows = [row for row in rows if row.contrast in {metadata.contrast for metadata in chosen.values()}]
@@ -146,7 +156,7 @@ def _models(wanted: Sequence[str] | str, contrasts: set[str]) -> dict[str, Metad
             )
     else:
         ids = list(dict.fromkeys(wanted))
-    chosen = {model: load_metadata(find_model(model)) for model in ids}
+    chosen = {model: load_metadata(find_model(model)) for model in sorted(ids)}
     for model, metadata in chosen.items():
         if not metadata.operating_points:
             raise InputError("NOT_CALIBRATED", f"{model} has no healthy reference", "run `uadbench calibrate` on it")

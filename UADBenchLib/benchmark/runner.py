@@ -19,20 +19,23 @@ from pathlib import Path
 from typing import Any
 
 from UADBenchLib.benchmark import executors
-from UADBenchLib.benchmark.evaluate import Job, Outcome, size_of
+from UADBenchLib.benchmark.evaluate import Job, Outcome, sizes_of
 from UADBenchLib.benchmark.plan import MINIMUM_LESION_ML, Plan, make_plan
 from UADBenchLib.benchmark.summary import write_tables
 from UADBenchLib.benchmark.tables import Run, read_run, write_histograms, write_run
+from UADBenchLib.benchmark.validation import Points, validated_points
 from UADBenchLib.errors import InputError
 from UADBenchLib.inference.detector import MINIMUM_ML
 from UADBenchLib.scan import Check, Progress
 from UADBenchLib.writing import write_json
 
+VALIDATION = "validation"
+"""Folder, within that of a run, of the run over the validation scans that its thresholds come from."""
 RECORD_BYTES = 60_000
 """Disk that a scan takes under one model: record, histogram, and its part of the tables (measured, rounded up)."""
 PROCESS_BYTES = 900 << 20
 """Memory of a process before it has opened a scan: interpreter, libraries, template, network (measured, rounded up)."""
-VOXEL_BYTES = 60
+VOXEL_BYTES = 20
 """Memory that preparing and scoring take for every voxel of the scan (measured, rounded up)."""
 
 
@@ -51,6 +54,7 @@ def benchmark(
     out: str | Path,
     *,
     data: str | Path | None = None,
+    validation: str | Path | None = None,
     operating_points: Sequence[str] = (),
     executor: str = "local",
     scheduler: str | None = None,
@@ -70,6 +74,9 @@ def benchmark(
         Ids of bundles. "all" takes every calibrated one whose contrast occurs.
     out : path
         Folder of the run, see ``tables``.
+    validation : path, optional
+        Cohort whose rows of split ``validation`` (or all) give the run thresholds of its own, see ``validation``. They
+        are evaluated first, as a run in the folder ``validation``.
     operating_points : sequence of str
         Thresholds to evaluate at; none takes all that every model has.
     executor : {"local", "dask"}
@@ -93,15 +100,51 @@ def benchmark(
         Before anything is computed: what the cohort, the models or the options make impossible;
         ``SUBJECTS_SHARED``, ``RUN_DIFFERENT``, ``DISK_SHORT``, ``MEMORY_SHORT``.
     """
-    started, out = time.perf_counter(), Path(out)
-    kind = _device_kind(scheduler, device)
-    plan = make_plan(cohort, models, data, operating_points, kind, minimum_ml, minimum_lesion_ml)
+    out, kind = Path(out), _device_kind(scheduler, device)
+    options = {"data": data, "device": kind, "minimum_ml": minimum_ml, "minimum_lesion_ml": minimum_lesion_ml}
+    who = {"executor": executor, "scheduler": scheduler, "workers": workers, "device": device, "progress": progress}
+    points: Points = {}
+    checks: list[Check] = []
+    if validation is not None:
+        # Whatever is wrong with the cohort is said before the hours that its thresholds may take.
+        settled = make_plan(cohort, models, **options)
+        first = make_plan(validation, list(settled.run.models), split="validation", **options)
+        _refuse_same_subjects(settled, first)
+        _run(first, out / VALIDATION, **who)
+        points, checks = validated_points(out / VALIDATION, first)
+    plan = make_plan(cohort, models, operating_points=operating_points, points=points, **options)
+    summary = _run(plan, out, **who)
+    return summary | {"checks": [*checks, *summary["checks"]]}
+
+
+def _refuse_same_subjects(plan: Plan, validation: Plan) -> None:
+    shared = sorted({job.row.subject for job in plan.jobs} & {job.row.subject for job in validation.jobs})
+    if shared:
+        raise InputError(
+            "SUBJECTS_SHARED",
+            f"{len(shared)} subjects of the cohort are in validation too ({shared[0]}, ...)",
+            "thresholds must come from other people: split by subject",
+        )
+
+
+def _run(
+    plan: Plan,
+    out: Path,
+    *,
+    executor: str,
+    scheduler: str | None,
+    workers: int | None,
+    device: str,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Do what a plan says; see ``benchmark``."""
+    started = time.perf_counter()
     _refuse_other_run(out, plan.run)
-    forecast = foresee(plan, out)
-    devices = [kind] if scheduler else executors.worker_devices(device, workers, forecast.processes)
+    todo = [job for job in plan.jobs if not _is_done(out, job)]
+    forecast = foresee(todo)
+    devices = [plan.run.device] if scheduler else executors.worker_devices(device, workers, forecast.processes)
     checks = [*plan.checks, *_short_of(forecast, len(devices), workers, out, local=scheduler is None)]
     write_run(out, plan.run)
-    todo = [job for job in plan.jobs if not _is_done(out, job)]
     meter = _Meter(len(plan.jobs), len(plan.jobs) - len(todo), progress)
     with contextlib.closing(_outcomes(todo, executor, scheduler, devices, meter.tell)) as outcomes:
         for job, outcome in outcomes:
@@ -130,10 +173,11 @@ def preview(
     """
     plan = make_plan(cohort, models, device=_device_kind(None, device), **options)
     _refuse_other_run(Path(out), plan.run)
-    forecast = foresee(plan, Path(out))
+    todo = [job for job in plan.jobs if not _is_done(Path(out), job)]
+    forecast = foresee(todo)
     return {
         "scans": len(plan.jobs),
-        "done": sum(_is_done(Path(out), job) for job in plan.jobs),
+        "done": len(plan.jobs) - len(todo),
         "models": list(plan.run.models),
         "operating_points": list(plan.run.operating_points),
         "disk_mb": round(forecast.disk / 1e6),
@@ -145,7 +189,7 @@ def preview(
 def _refuse_other_run(out: Path, run: Run) -> None:
     """Refuse a folder that holds another run, naming what differs, or something else."""
     if not (out / "run.json").exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(path.name != VALIDATION for path in out.iterdir())):
             raise InputError("OUT_NOT_EMPTY", f"{out} holds something that is no run", "give a new or empty folder")
         return
     before, now = read_run(out).model_dump(mode="json"), json.loads(run.model_dump_json())
@@ -167,13 +211,13 @@ def _device_kind(scheduler: str | None, device: str) -> str:
     return choose_device(device).type
 
 
-def foresee(plan: Plan, out: Path) -> Forecast:
-    """What a run will take of disk and memory, from the headers of its scans."""
-    scored = sum(len(job.models) for job in plan.jobs if not _is_done(out, job))
-    memory = PROCESS_BYTES + VOXEL_BYTES * max((_voxels(job.row.scan) for job in plan.jobs), default=0)
+def foresee(jobs: Sequence[Job]) -> Forecast:
+    """What is still to be done will take of disk and memory, from the headers of its scans."""
+    scored = sum(len(job.models) for job in jobs)
+    memory = PROCESS_BYTES + VOXEL_BYTES * max((_voxels(job.row.scan) for job in jobs), default=0)
     free = _free_memory()
-    fitting = len(plan.jobs) if free is None else max(1, free // memory)
-    return Forecast(scored * RECORD_BYTES, memory, min(fitting, max(1, len(plan.jobs))))
+    fitting = len(jobs) if free is None else free // memory
+    return Forecast(scored * RECORD_BYTES, memory, max(1, min(fitting, len(jobs))))
 
 
 def _voxels(path: Path) -> int:
@@ -218,11 +262,11 @@ def _is_done(out: Path, job: Job) -> bool:
         record = json.loads((out / "records" / f"{job.scan_id}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    names = {"scan": job.row.scan, "reference": job.row.reference, "brain_mask": job.row.brain_mask}
     return (
-        record["run"] == job.run
-        and not record["failures"]
-        and record["sizes"] == {name: size_of(path) for name, path in names.items()}
+        isinstance(record, dict)
+        and record.get("run") == job.run
+        and record.get("failures") == []
+        and record.get("sizes") == sizes_of(job.row)
         and (out / "histograms" / f"{job.scan_id}.safetensors").is_file()
     )
 

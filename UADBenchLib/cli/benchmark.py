@@ -37,6 +37,15 @@ def benchmark(
         Path,
         typer.Option("--out", metavar="RUN", help="New folder, or a run to go on with.", show_default=False),
     ],
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            "--validation",
+            metavar="COHORT",
+            help="Validation scans that the run takes thresholds from: opt-dice, fpr-1pct, fpr-0.1pct.",
+            show_default=False,
+        ),
+    ] = None,
     points: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,7 +80,8 @@ def benchmark(
     if scheduler is not None and executor is Executor.local:
         raise typer.BadParameter("--scheduler goes with --executor dask")
     check_output(out)
-    _note_problems(cohort, data)
+    for table in (cohort, *([validation] if validation else [])):
+        _note_problems(table, data)
     names: Any = "all" if models == "all" else [name.strip() for name in models.split(",") if name.strip()]
     options = {
         "data": data,
@@ -89,8 +99,8 @@ def benchmark(
         return 0
     with progress_bar() as bar, _lines(bar) as progress:
         summary = runner.benchmark(
-            cohort, names, out, executor=executor.value, scheduler=scheduler, workers=workers, **options,
-            progress=progress,
+            cohort, names, out, validation=validation, executor=executor.value, scheduler=scheduler, workers=workers,
+            progress=progress, **options,
         )  # fmt: skip
     note_checks(summary.pop("checks"))
     say_json(summary) if json else _say(summary)

@@ -51,28 +51,22 @@ def surface_distance(
     first, second = mask != 0, reference != 0
     if not first.any() or not second.any():
         return policy.no_surface_distance
-    box = _box(first | second)
-    surfaces = [_surface(np.pad(inside[box], 1)) for inside in (first, second)]
-    return max(
-        _directed(surfaces[0], surfaces[1], voxel_mm, percentile),
-        _directed(surfaces[1], surfaces[0], voxel_mm, percentile),
-    )
+    there, back = (_surface(inside, voxel_mm) for inside in (first, second))
+    return max(_directed(there, back, percentile), _directed(back, there, percentile))
 
 
-def _box(inside: np.ndarray) -> tuple[slice, ...]:
+def _surface(inside: np.ndarray, voxel_mm: Sequence[float]) -> np.ndarray:
+    """Places (N, 3) of the surface voxels in millimetres along the grid's axes."""
     from scipy import ndimage
 
-    return ndimage.find_objects(inside.view(np.uint8))[0]
+    box = ndimage.find_objects(inside.view(np.uint8))[0]
+    part = inside[box]
+    surface = np.argwhere(part & ~ndimage.binary_erosion(part))
+    return (surface + [s.start for s in box]) * np.asarray(voxel_mm, dtype=np.float64)
 
 
-def _surface(inside: np.ndarray) -> np.ndarray:
-    from scipy import ndimage
+def _directed(start: np.ndarray, goal: np.ndarray, percentile: float) -> float:
+    # Surfaces are thin: a tree of their voxels is far quicker than a distance to every voxel of the brain.
+    from scipy.spatial import cKDTree
 
-    return inside & ~ndimage.binary_erosion(inside)
-
-
-def _directed(start: np.ndarray, goal: np.ndarray, voxel_mm: Sequence[float], percentile: float) -> float:
-    from scipy import ndimage
-
-    distance = ndimage.distance_transform_edt(~goal, sampling=tuple(float(edge) for edge in voxel_mm))
-    return float(np.percentile(distance[start], percentile))
+    return float(np.percentile(cKDTree(goal).query(start)[0], percentile))
