@@ -26,15 +26,25 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/benchmark/executors.py
   UADBenchLib/benchmark/plan.py
   UADBenchLib/benchmark/runner.py
+  UADBenchLib/benchmark/scaling.py
   UADBenchLib/benchmark/summary.py
   UADBenchLib/benchmark/tables.py
+  UADBenchLib/benchmark/triage.py
   UADBenchLib/benchmark/validation.py
+  UADBenchLib/bias/__init__.py
+  UADBenchLib/bias/analysis.py
+  UADBenchLib/bias/disparity.py
+  UADBenchLib/bias/files.py
+  UADBenchLib/bias/simulation.py
+  UADBenchLib/bias/statistics.py
+  UADBenchLib/bias/tables.py
   UADBenchLib/bundles/__init__.py
   UADBenchLib/bundles/bundle.py
   UADBenchLib/bundles/card.py
   UADBenchLib/bundles/catalogue.py
   UADBenchLib/cli/__init__.py
   UADBenchLib/cli/benchmark.py
+  UADBenchLib/cli/bias.py
   UADBenchLib/cli/calibrate.py
   UADBenchLib/cli/check.py
   UADBenchLib/cli/console.py
@@ -45,6 +55,8 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/cli/models.py
   UADBenchLib/cli/options.py
   UADBenchLib/cli/preprocess.py
+  UADBenchLib/cli/report.py
+  UADBenchLib/cli/scaling.py
   UADBenchLib/cli/synthesise.py
   UADBenchLib/cli/train.py
   UADBenchLib/cohort.py
@@ -113,9 +125,13 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/preprocessing/stopping.py
   UADBenchLib/reading.py
   UADBenchLib/reports/__init__.py
+  UADBenchLib/reports/benchmark.py
+  UADBenchLib/reports/cases.py
+  UADBenchLib/reports/charts.py
   UADBenchLib/reports/detection.py
   UADBenchLib/reports/figure.py
   UADBenchLib/reports/staging.py
+  UADBenchLib/reports/wording.py
   UADBenchLib/scan.py
   UADBenchLib/synthesis/__init__.py
   UADBenchLib/synthesis/anatomy.py
@@ -168,5 +184,6 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/Synthesis/lesion_places.json
   Resources/Synthesis/lesion_places.safetensors
   UADBenchLib/reports/templates/base.html.j2
+  UADBenchLib/reports/templates/benchmark.html.j2
   UADBenchLib/reports/templates/detection.html.j2
   )

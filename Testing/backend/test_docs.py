@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from phantom import write_phantom
 
+from UADBenchLib.bias.simulation import simulate_run
 from UADBenchLib.cli.main import main
 from UADBenchLib.methods.registry import list_methods
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "heads.md"
+BIAS = REPOSITORY / "docs" / "bias.md"
 LARGE = "--healthy 4 --lesions 4"
 """What marks the command that makes so much that it is run with the slow tests only."""
 
@@ -91,3 +93,17 @@ def test_figures_and_links_are_there(page: Path) -> None:
 def test_every_method_has_a_page() -> None:
     pages = {page.stem for page in (REPOSITORY / "docs" / "methods").glob("*.md")} - {"README"}
     assert pages == set(list_methods())
+
+
+def test_bias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a smaller simulated run than the page's; what trains is only parsed."""
+    shown = commands(BIAS)
+    assert {shlex.split(command)[1] for command in shown} == {"bias", "report", "scaling"}
+    monkeypatch.chdir(tmp_path)
+    simulate_run("simulated", healthy=12, ill=12, models=("first-t1w-compact",))
+    for command in (c for c in shown if c.endswith(" simulated")):
+        assert run(command) == 0
+    for name in ("bias.json", "bias_effects.csv", "report.html", "figure_false_positives.svg", "triage_scans.csv"):
+        assert (tmp_path / "simulated" / name).is_file()
+    (command,) = (c for c in shown if " scaling " in c)
+    assert run(command + " --fractions none") == 2  # understood up to the fractions

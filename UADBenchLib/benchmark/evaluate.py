@@ -32,11 +32,13 @@ from UADBenchLib.evaluation.plain import plain
 from UADBenchLib.evaluation.surfaces import surface_distance
 from UADBenchLib.inference.detector import calibrated_map, open_model
 from UADBenchLib.inference.device import choose_device
+from UADBenchLib.inference.domain import relative_distance
 from UADBenchLib.inference.findings import find
 from UADBenchLib.inference.postprocessing import bounding_box
 from UADBenchLib.inference.worker import explain_failure
 from UADBenchLib.parallel import one_thread
 from UADBenchLib.preprocessing.contrast import settle_contrast
+from UADBenchLib.preprocessing.quality import domain_features
 from UADBenchLib.preprocessing.recipe import Prepared, prepare
 from UADBenchLib.reading import read_mask, read_scan
 from UADBenchLib.scan import Progress, Scan
@@ -119,7 +121,11 @@ def evaluate(job: Job, device: str = "auto", progress: Progress | None = None) -
 
 
 def empty_record(job: Job) -> dict[str, Any]:
-    """A record without results: whose it is, which files it was made from, and of which run."""
+    """A record without results: whose it is, which files it was made from, and of which run.
+
+    ``features`` will be the scan's ``quality.domain_features``, and ``distance`` the largest of its models' distances
+    from their calibration scans, in units of their limits.
+    """
     return {
         "run": job.run,
         "scan_id": job.scan_id,
@@ -130,6 +136,8 @@ def empty_record(job: Job) -> dict[str, Any]:
         "timing": [],
         "failures": [],
         "checks": [],
+        "features": {},
+        "distance": None,
     }
 
 
@@ -173,7 +181,13 @@ def _evaluate(job: Job, device: str, progress: Progress | None, outcome: Outcome
                 _, checks = settle_contrast(job.row.contrast, ready.contrast, by="the cohort")
                 outcome.record["checks"] = [asdict(check) for check in (*ready.checks, *checks)]
                 case = _case(scan, ready.native_mask, reference, job.rule)
+                outcome.record["features"] = domain_features(
+                    ready.voxels, ready.mask, bundle.recipe.tissues, bundle.recipe.voxel_mm
+                )
                 seconds = time.perf_counter() - started
+            distance = relative_distance(bundle.metadata.domain, outcome.record["features"])
+            if distance is not None:
+                outcome.record["distance"] = max(distance, outcome.record["distance"] or 0.0)
             begun = time.perf_counter()
             z, raw = calibrated_map(scan, ready, bundle, healthy, target, progress)
             scored = time.perf_counter()

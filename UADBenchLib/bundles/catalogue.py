@@ -7,8 +7,11 @@ Bundles lie in ``Resources/Models`` beside the package (source tree, installed e
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,22 @@ from UADBenchLib.errors import InputError
 _PACKAGE = Path(__file__).resolve().parent.parent
 PREFERENCE = ("disyre", "denoising_autoencoder", "intensity_norm")
 """Methods in the order in which the default model of a contrast is looked for."""
+_NAMED: ContextVar[tuple[Path, ...]] = ContextVar("named", default=())
+
+
+@contextlib.contextmanager
+def models_in(folder: Path) -> Iterator[None]:
+    """Let the bundles of a folder count as installed, before all others, while the block runs."""
+    token = _NAMED.set((folder, *_NAMED.get()))
+    try:
+        yield
+    finally:
+        _NAMED.reset(token)
 
 
 def bundle_folders() -> list[Path]:
     """Folders that hold bundles, the user's first."""
-    named = [Path(p) for p in os.environ.get("UADBENCH_MODELS", "").split(os.pathsep) if p]
+    named = [*_NAMED.get(), *(Path(p) for p in os.environ.get("UADBENCH_MODELS", "").split(os.pathsep) if p)]
     shipped = [_PACKAGE.parent / "Resources" / "Models", _PACKAGE / "Resources" / "Models"]
     return [folder for folder in (*named, *shipped) if folder.is_dir()]
 

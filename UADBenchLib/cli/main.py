@@ -16,6 +16,7 @@ import typer
 from UADBenchLib import __version__
 from UADBenchLib.cli import (
     benchmark,
+    bias,
     calibrate,
     check,
     demo,
@@ -23,6 +24,8 @@ from UADBenchLib.cli import (
     import_dataset,
     models,
     preprocess,
+    report,
+    scaling,
     synthesise,
     train,
 )
@@ -49,6 +52,9 @@ app.command("train", short_help="Train a method on healthy scans.")(train.train)
 app.command("calibrate", short_help="Set a bundle's healthy reference and thresholds.")(calibrate.calibrate)
 app.command("import", short_help="Bring a public data set into BIDS.")(import_dataset.import_dataset)
 app.command("benchmark", short_help="Evaluate models on a cohort.")(benchmark.benchmark)
+app.command("bias", short_help="Test what a benchmark run's results depend on.")(bias.bias)
+app.command("scaling", short_help="Train on growing shares of the subjects, and evaluate.")(scaling.scaling)
+app.command("report", short_help="Write a benchmark run's report.")(report.report)
 
 
 def _version(wanted: bool) -> None:

@@ -41,6 +41,7 @@ ScanArgument = Annotated[
         show_default=False,
     ),
 ]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of `uadbench benchmark`.", show_default=False)]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.", show_default=False)]
 ContrastOption = Annotated[
     ContrastChoice,

@@ -73,6 +73,12 @@ def describe_domain(domain: Domain | None, prepared: Prepared, recipe: Recipe) -
     }
 
 
+def relative_distance(domain: Domain | None, figures: dict[str, float]) -> float | None:
+    """Distance of a scan with these ``quality.domain_features`` in units of the limit: above 1 is unlike the healthy
+    validation scans; None for a bundle that does not know."""
+    return None if domain is None else round(_distance(domain.features, figures)[0] / domain.limit, 4)
+
+
 def domain_checks(described: dict[str, Any] | None) -> tuple[Check, ...]:
     """The warning for a scan beyond the limit."""
     if described is None or described["distance"] <= described["limit"]:

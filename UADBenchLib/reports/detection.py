@@ -24,6 +24,8 @@ from UADBenchLib.scan import Check, Scan
 from UADBenchLib.writing import write_csv, write_json, write_text, write_volume
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+
     from UADBenchLib.inference.detector import Detection
 
 ROWS_SHOWN = 15
@@ -108,31 +110,39 @@ def report_html(
     files: list[str] | None = None,
 ) -> str:
     """Return the report as one HTML page that needs no other file and no network."""
+    checks = list(dict.fromkeys(check for detection in detections for check in detection.checks))
+    return (
+        environment()
+        .get_template("detection.html.j2")
+        .render(
+            version=__version__,
+            scan=scan,
+            facts=_scan_facts(scan, detections),
+            models=[_model(detection) for detection in detections],
+            figure=_figure_base64(scan, detections, reference),
+            with_reference=any(detection.metrics for detection in detections),
+            metrics=_metric_rows(detections),
+            rules=_rules(detections),
+            checks=sorted(checks, key=_gravity),
+            quality=_quality_rows(detections[0]),
+            domains=[(one.model, one.domain) for one in detections if one.model != "consensus"],
+            preparation=_preparation(detections),
+            stages=_stage_rows(detections),
+            files=files or [],
+        )
+    )
+
+
+def environment() -> Environment:
+    """The templates of all reports: text is escaped, and a name that a page lacks is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("UADBenchLib.reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    checks = list(dict.fromkeys(check for detection in detections for check in detection.checks))
-    return environment.get_template("detection.html.j2").render(
-        version=__version__,
-        scan=scan,
-        facts=_scan_facts(scan, detections),
-        models=[_model(detection) for detection in detections],
-        figure=_figure_base64(scan, detections, reference),
-        with_reference=any(detection.metrics for detection in detections),
-        metrics=_metric_rows(detections),
-        rules=_rules(detections),
-        checks=sorted(checks, key=_gravity),
-        quality=_quality_rows(detections[0]),
-        domains=[(one.model, one.domain) for one in detections if one.model != "consensus"],
-        preparation=_preparation(detections),
-        stages=_stage_rows(detections),
-        files=files or [],
     )
 
 

@@ -1,0 +1,1 @@
+"""Whether results differ between scanners, ages, sexes and lesions: tests, effect sizes, intervals, and a remedy."""
