@@ -41,6 +41,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/corruption/coarse_noise.py
   UADBenchLib/corruption/inpainting.py
   UADBenchLib/corruption/noise.py
+  UADBenchLib/dicom_seg.py
   UADBenchLib/errors.py
   UADBenchLib/evaluation/__init__.py
   UADBenchLib/evaluation/compare.py
@@ -48,6 +49,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/evaluation/metrics.py
   UADBenchLib/evaluation/plain.py
   UADBenchLib/evaluation/policy.py
+  UADBenchLib/evaluation/surface.py
   UADBenchLib/formats.py
   UADBenchLib/geometry.py
   UADBenchLib/inference/__init__.py
@@ -101,6 +103,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/reports/detection.py
   UADBenchLib/reports/figure.py
   UADBenchLib/reports/staging.py
+  UADBenchLib/reports/worker.py
   UADBenchLib/scan.py
   UADBenchLib/synthesis/__init__.py
   UADBenchLib/synthesis/anatomy.py
