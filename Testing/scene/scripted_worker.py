@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ class Detection:
     origin: str = "20 healthy scans"
     checks: list[Check] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    reference: np.ndarray | None = None
+    minimum_ml: float = 0.0
+    smoothing_mm: float = 0.0
+    reconstruction: np.ndarray | None = None
+    residual: np.ndarray | None = None
 
     @property
     def mask(self) -> np.ndarray:
@@ -70,11 +75,12 @@ class Detection:
         return [Finding(row | {"region": "", "status": "", "overlap": None})]
 
     def summary(self, stem: str) -> dict[str, Any]:
+        settings = {"minimum_ml": self.minimum_ml, "smoothing_mm": self.smoothing_mm}
         measured = {"contrast": {"used": "T1w", "found": "FLAIR"}, "quality": {"snr": 12.34, "cnr": None}}
-        return {"stem": stem, "model": self.model, "device": self.provenance["device"], **measured}
+        return {"stem": stem, "model": self.model, "device": self.provenance["device"], **measured, **settings}
 
 
-def detect(scan, models, *, brain_mask, reference, operating_point, device, minimum_ml, force, progress):
+def detect(scan, models, *, brain_mask, reference, operating_point, device, progress, **_options):
     """Stand in for ``detector.detect``."""
     print("a library that prints to stdout", flush=True)
     if device == "crash":
@@ -98,14 +104,19 @@ def detect(scan, models, *, brain_mask, reference, operating_point, device, mini
     return [Detection(m, scan.voxels, scan.affine, 3.0, point, brain, checks=checks, provenance=facts) for m in models]
 
 
-def rethreshold(detection: Detection, threshold: float, minimum_ml: float) -> Detection:
+def rethreshold(detection, threshold, minimum_ml=0.0, smoothing_mm=0.0, operating_point="user", origin=""):
     """Stand in for ``detector.rethreshold``."""
-    values = vars(detection) | {"threshold": threshold, "operating_point": "user"}
-    return Detection(**values)
+    settings = {"minimum_ml": minimum_ml, "smoothing_mm": smoothing_mm}
+    return replace(detection, threshold=threshold, operating_point=operating_point, origin=origin, **settings)
+
+
+def restore(model, map, affine, threshold, brain_mask=None, summary=None):
+    """Stand in for ``detector.restore``."""
+    return Detection(model, map, affine, threshold, "user", np.ones(map.shape, dtype=np.uint8))
 
 
 if __name__ == "__main__":
     module = types.ModuleType(NAME)
-    module.detect, module.rethreshold, module.warm_up = detect, rethreshold, lambda: None
+    module.detect, module.rethreshold, module.restore, module.warm_up = detect, rethreshold, restore, lambda: None
     sys.modules[NAME] = module
     sys.exit(worker.main())

@@ -16,7 +16,7 @@ import pytest
 import slicer
 from conftest import ROOT
 from phantom import affine_of
-from UADBenchScene import results, volumes, worker
+from UADBenchScene import findings, results, volumes, worker
 from UADBenchScene.worker import WorkerClient
 
 HERE = Path(__file__).resolve().parent
@@ -105,7 +105,7 @@ def test_detect_for_scripts(module, client, volume):
     nodes = logic.detect(volume, [MODEL, "other"], progress=lambda *values: seen.append(values), device="cpu")
     assert [n.map.GetAttribute("UADBench.Model") for n in nodes] == [MODEL, "other"]
     expected = (volumes.world_affine(volume) @ [7, 5, 4, 1])[:3]
-    np.testing.assert_allclose(results.place_of_finding(nodes[0].findings, 0), expected, atol=1e-6)
+    np.testing.assert_allclose(findings.place_of(nodes[0].findings, 0), expected, atol=1e-6)
     assert nodes[0].segmentation.GetSegmentation().GetNumberOfSegments() == 1
     assert seen and all(stage == "scoring" and 0 <= fraction <= 1 for stage, fraction, _eta in seen)
     summary = json.loads(nodes[0].map.GetAttribute("UADBench.Summary"))

@@ -2,9 +2,10 @@
 
 Run as ``python -m UADBenchLib.inference.worker``; the messages are in ``protocol``. The main thread only
 reads requests, so ``cancel`` is heard at once; one thread runs detections and checks in the order they came, another
-answers the short requests (``threshold``, ``compare``, ``models`` and their like) so that moving a threshold never waits
-for a detection. What answers ``export`` lies in a layer above and is handed in by ``reports.worker``. The protocol owns the original stdout; whatever else a library prints goes to stderr. Trained
-models stay loaded inside ``detector`` between jobs.
+answers the short requests (``threshold``, ``compare``, ``models`` and their like), so that moving a threshold never
+waits for a detection. What answers ``export`` lies in a layer above and is handed in by ``reports.worker``. The
+protocol owns the original stdout; whatever else a library prints goes to stderr. Trained models stay loaded inside
+``detector`` between jobs.
 
 A job's folder belongs to the one who made it, with one exception: when the worker ends (end of input,
 ``quit``, SIGTERM) before a job did, it removes that job's ``.npy`` files, and the folder if nothing else is

@@ -4,8 +4,8 @@ Detections and what follows from them are answered by ``inference.worker``; this
 layer above. Run as ``python -m UADBenchLib.reports.worker``.
 
 An ``export`` request names a finished job and a folder ``out``, and says which ``formats`` to write: ``"files"`` are
-those that the command line writes, for which ``scan`` holds the scan as in a detect request (and ``reference`` a file or
-null); ``"dicom-seg"`` is one DICOM Segmentation, for which ``dicom`` holds {labels, affine, names, series, model}.
+those that the command line writes, for which ``scan`` holds the scan as in a detect request (and ``reference`` a file
+or null); ``"dicom-seg"`` is one DICOM Segmentation, for which ``dicom`` holds {labels, affine, names, series, model}.
 """
 
 from __future__ import annotations
