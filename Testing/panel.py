@@ -1,4 +1,4 @@
-"""The panel of the Slicer module outside of Slicer: its .ui file in Qt's own loader, with stand-ins for Slicer's widgets.
+"""The panel of the Slicer module outside of Slicer: its .ui file in Qt's own loader, Slicer's widgets stood in for.
 
     QT_QPA_PLATFORM=offscreen python Testing/panel.py --out docs/figures
 
@@ -136,7 +136,8 @@ def show_step(panel: QtWidgets.QWidget, steps: tuple[str, ...]) -> None:
     for _round in range(3):
         QtWidgets.QApplication.processEvents()
         panel.layout().activate()
-    panel.resize(WIDTH, max(panel.layout().totalHeightForWidth(WIDTH), panel.sizeHint().height()))
+    # Room to spare: labels that wrap say only when they are laid out how high they are.
+    panel.resize(WIDTH, max(panel.layout().totalHeightForWidth(WIDTH), panel.sizeHint().height()) + 40)
     QtWidgets.QApplication.processEvents()
 
 
@@ -159,8 +160,8 @@ TEXTS = {
     "modelLabel": "disyre-t1w-compact, 6.4 MB. On lesions: tumour: best Dice 0.47 (n=3), multiple sclerosis: best Dice "
     "0.07 (n=2).",
     "stageLabel": "scoring – about 12 s left",
-    "messageLabel": "There was not enough memory for this job. Try a smaller batch or cpu as the device, or close other "
-    "programs.",
+    "messageLabel": "There was not enough memory for this job. Try a smaller batch or cpu as the device, or close "
+    "other programs.",
     "findingsLabel": "3 findings above z = 4.3: 24.6 ml, highest peak 11.8.",
     "compareLabel": "The reference has other voxels than the scan: the nearest one counts.",
     "exportLabel": "9 files written: scan_model-disyre-t1w-compact_anomaly.nii.gz, …",
@@ -224,11 +225,13 @@ def fill(panel: QtWidgets.QWidget) -> None:
 
 
 def cut_texts(panel: QtWidgets.QWidget) -> list[str]:
-    """Return the visible labels, buttons and check boxes whose text does not fit into them."""
+    """Return the visible labels, buttons, check boxes and choices whose text does not fit into them; node selectors cut
+    the names of nodes, which have any length.
+    """
     cut = []
     for kind in (QtWidgets.QLabel, QtWidgets.QPushButton, QtWidgets.QCheckBox, QtWidgets.QComboBox):
         for one in panel.findChildren(kind):
-            if not one.isVisible() or isinstance(one.parent(), ctkPathLineEdit):
+            if not one.isVisible() or isinstance(one, qMRMLNodeComboBox) or isinstance(one.parent(), ctkPathLineEdit):
                 continue
             wraps = isinstance(one, QtWidgets.QLabel) and one.wordWrap()
             wanted = one.minimumSizeHint().width()

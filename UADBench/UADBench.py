@@ -1092,15 +1092,16 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onLoadReference(self, *_args):
         """Read a reference from a file."""
-        path = qt.QFileDialog.getOpenFileName(
-            slicer.util.mainWindow(),
-            _("Reference"),
-            "",
-            _("Labels") + " (*.nii *.nii.gz *.nrrd *.nhdr *.mha *.mhd)",
-        )
+        path = self.askForFile()
         if path:
             with slicer.util.tryWithErrorDisplay(_("The reference could not be read.")):
-                self._parameterNode.reference = sceneModule("volumes").load_reference(slicer.mrmlScene, str(path))
+                self._parameterNode.reference = sceneModule("volumes").load_reference(slicer.mrmlScene, path)
+
+    @staticmethod
+    def askForFile():
+        """Ask for a file of labels; empty when the dialogue was closed."""
+        kinds = _("Labels") + " (*.nii *.nii.gz *.nrrd *.nhdr *.mha *.mhd)"
+        return str(qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), _("Reference"), "", kinds) or "")
 
     def onCompare(self, *_args):
         """Compare the newest map of each model of the scan with the reference."""
@@ -1194,13 +1195,18 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onImport(self, *_args):
         """Copy models from a folder on this computer."""
-        path = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Folder with models"))
+        path = self.askForFolder()
         if path:
             with slicer.util.tryWithErrorDisplay(_("The models could not be imported."), waitCursor=True):
-                imported = sceneModule("models").import_models(Path(str(path)))
+                imported = sceneModule("models").import_models(Path(path))
                 self._fillModels()
                 names = ", ".join(imported)
                 self.ui.modelsLabel.text = _("Imported: {names}.").format(names=names) + " " + self._modelsSentence()
+
+    @staticmethod
+    def askForFolder():
+        """Ask for a folder; empty when the dialogue was closed."""
+        return str(qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Folder with models")) or "")
 
     def onClear(self, *_args):
         """Remove the imported models, after asking."""

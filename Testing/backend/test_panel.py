@@ -1,5 +1,5 @@
-"""The panel's .ui file in Qt's own loader: it loads, nothing is cut at the width that Slicer gives it, and each step is in
-its place. The picture that is looked at is made by ``Testing/panel.py``.
+"""The panel's .ui file in Qt's own loader: it loads, nothing is cut at the width that Slicer gives it, and each step is
+in its place. The picture that is looked at is made by ``Testing/panel.py``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ only.
 
 The device of a request says how it behaves: ``cpu`` is quick, ``slow`` takes 20 seconds in small steps,
 ``deaf`` takes 60 in one step with a child process of its own, ``crash`` kills the process, ``refuse``
-refuses.
+refuses, ``memory`` needs a small batch or the processor, ``unknown`` wants to be forced.
 """
 
 from __future__ import annotations
@@ -60,6 +60,16 @@ class Detection:
         return (self.map >= self.threshold).astype(np.uint8)
 
     @property
+    def metrics(self) -> dict[str, Any] | None:
+        if self.reference is None:
+            return None
+        hit = int((self.mask & self.reference).any())
+        counts = {"lesions": 1, "lesions_hit": hit, "lesions_missed": 1 - hit, "findings_true": hit}
+        ml = {"reference_ml": float(self.reference.sum()), "mask_ml": float(self.mask.sum())}
+        dice = 2 * float((self.mask & self.reference).sum()) / (ml["reference_ml"] + ml["mask_ml"])
+        return {"dice": dice, "average_precision": 0.5, "findings_false": 1 - hit, **counts, **ml}
+
+    @property
     def findings(self) -> list[Finding]:
         index = np.unravel_index(np.argmax(self.map), self.map.shape)
         if self.map[index] < self.threshold:
@@ -72,19 +82,26 @@ class Detection:
             "mean_z": 4.0,
         }
         row |= {f"{what}_{axis}": float(place[k]) for what in ("centroid", "peak") for k, axis in enumerate("ras")}
-        return [Finding(row | {"region": "", "status": "", "overlap": None})]
+        status = "" if self.reference is None else ("TP" if self.reference[index] else "FP")
+        return [Finding(row | {"region": "", "status": status, "overlap": None})]
 
     def summary(self, stem: str) -> dict[str, Any]:
         settings = {"minimum_ml": self.minimum_ml, "smoothing_mm": self.smoothing_mm}
         measured = {"contrast": {"used": "T1w", "found": "FLAIR"}, "quality": {"snr": 12.34, "cnr": None}}
-        return {"stem": stem, "model": self.model, "device": self.provenance["device"], **measured, **settings}
+        seconds = {"preparation": 4.0, "scoring": 5.0}
+        known = {"stem": stem, "model": self.model, "device": self.provenance.get("device"), "seconds": seconds}
+        return {**known, **measured, **settings}
 
 
-def detect(scan, models, *, brain_mask, reference, operating_point, device, progress, **_options):
+def detect(scan, models, *, brain_mask, reference, operating_point, device, progress, **options):
     """Stand in for ``detector.detect``."""
     print("a library that prints to stdout", flush=True)
     if device == "crash":
         os._exit(3)
+    if device == "memory" and options["batch"] > 2:
+        raise MemoryError("2 GB")
+    if device == "unknown" and not options["force"]:
+        raise InputError("CONTRAST_OTHER", "the image looks like neither T1w, T2w nor FLAIR", "name it, or force it")
     if device == "refuse":
         raise InputError("NOT_A_HEAD", "there is no head in this scan", "choose a scan of a whole head")
     if device == "deaf":
@@ -115,7 +132,19 @@ def restore(model, map, affine, threshold, brain_mask=None, summary=None):
     return Detection(model, map, affine, threshold, "user", np.ones(map.shape, dtype=np.uint8))
 
 
+def dice_by_threshold(map, reference, brain_mask):
+    """Stand in for ``evaluation.compare.dice_by_threshold``."""
+    thresholds = np.arange(0.0, 10.0, 0.5)
+    return thresholds, [2 * (reference & (map > t)).sum() / (reference.sum() + (map > t).sum()) for t in thresholds]
+
+
 if __name__ == "__main__":
+    # What would need packages that a scene's environment does not have.
+    members = {"surface": {"hausdorff_mm": lambda *_args: 1.5}, "compare": {"dice_by_threshold": dice_by_threshold}}
+    for part, own in members.items():
+        stand_in = types.ModuleType(f"UADBenchLib.evaluation.{part}")
+        vars(stand_in).update(own)
+        sys.modules[stand_in.__name__] = stand_in
     module = types.ModuleType(NAME)
     module.detect, module.rethreshold, module.restore, module.warm_up = detect, rethreshold, restore, lambda: None
     sys.modules[NAME] = module
