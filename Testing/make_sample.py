@@ -46,11 +46,15 @@ def thumbnail(path: Path, voxels: np.ndarray, outline: np.ndarray | None) -> Non
     k = int(np.argmax(outline.sum(axis=(0, 1)))) if outline is not None else voxels.shape[2] // 2
     plane = np.clip(voxels[:, :, k] / np.percentile(voxels[voxels > 0], 99.5), 0, 1)
     rgb = np.repeat(plane[..., None], 3, axis=-1)
+    brain = np.argwhere(voxels[:, :, k] > 0)
+    (left, back), (right, front) = brain.min(axis=0), brain.max(axis=0) + 1
     if path.stem == REFERENCE:
         rgb[outline[:, :, k]] = 0.5 * rgb[outline[:, :, k]] + 0.5 * np.array([0.0, 0.75, 0.5])
     # The grid is left-handed with i to the left: rows of the picture run from front to back.
-    picture = Image.fromarray(np.round(255 * rgb.transpose(1, 0, 2)[::-1]).astype(np.uint8))
-    picture.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+    rgb = rgb[left:right, back:front].transpose(1, 0, 2)[::-1]
+    picture = Image.fromarray(np.round(255 * rgb).astype(np.uint8))
+    zoom = min((edge - 10) / size for edge, size in zip(THUMBNAIL, picture.size, strict=True))
+    picture = picture.resize([round(zoom * size) for size in picture.size], Image.Resampling.BICUBIC)
     canvas = Image.new("RGB", THUMBNAIL)
     canvas.paste(picture, tuple((a - b) // 2 for a, b in zip(THUMBNAIL, picture.size, strict=True)))
     with writing.atomic(path) as partial:

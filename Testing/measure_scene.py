@@ -2,9 +2,9 @@
 
     python Testing/measure_scene.py --out docs/figures/scene.csv
 
-Run in the environment of the scene tests (slicer-core). Times are medians and the slowest of several; the memory is what
-the process holds (resident set) after each of 20 results that are added and removed again, as in a long session. The
-findings' update is that of the nodes; the worker's part of it is measured where its packages are.
+Run in the environment of the scene tests (slicer-core). Times are medians and the slowest of several; the memory is
+what the process holds (resident set) after each of 20 results that are added and removed again, as in a long session.
+The findings' update is that of the nodes; the worker's part of it is measured where its packages are.
 """
 
 from __future__ import annotations

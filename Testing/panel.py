@@ -171,11 +171,11 @@ TEXTS = {
 }
 TABLES = {
     "modelsTable": (
-        ("Model", "Contrast", "Seconds", "Best Dice"),
+        ("Model", "Contrast", "s", "Best Dice"),
         (
-            ("disyre (compact)", "T1w", "~2 +", "tumour 0.47"),
-            ("denoising autoencoder (compact)", "T1w", "~1 +", "tumour 0.30"),
-            ("intensity norm (compact)", "T1w", "~1 +", "tumour 0.21"),
+            ("disyre", "T1w", "~2 +", "tumour 0.47"),
+            ("denoising autoencoder", "T1w", "~1 +", "tumour 0.30"),
+            ("intensity norm", "T1w", "~1 +", "tumour 0.21"),
         ),
     ),
     "findingsTable": (
@@ -187,10 +187,10 @@ TABLES = {
         ),
     ),
     "comparisonTable": (
-        ("Model", "Dice", "AP", "HD mm", "Hits", "Missed", "False"),
+        ("Model", "Dice", "AP", "HD mm", "Hit", "False"),
         (
-            ("disyre-t1w-compact", "0.71", "0.79", "9", "1", "0", "2"),
-            ("intensity-norm-t1w-compact", "0.48", "0.44", "21", "1", "0", "6"),
+            ("disyre-t1w-compact", "0.71", "0.79", "9", "1/1", "2"),
+            ("intensity-norm-t1w-compact", "0.48", "0.44", "21", "1/1", "6"),
         ),
     ),
 }

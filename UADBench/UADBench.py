@@ -513,7 +513,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             wanted = [row.id for row in models.matching(self._rows, stated)[:1] or self._rows[:1]]
         table = self.ui.modelsTable
         blocked = table.blockSignals(True)
-        titles = (_("Model"), _("Contrast"), _("Seconds"), _("Best Dice"))
+        titles = (_("Model"), _("Contrast"), _("s"), _("Best Dice"))
         table.clear()
         table.setColumnCount(len(titles))
         table.setHorizontalHeaderLabels(titles)
@@ -1127,11 +1127,12 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             (_("Dice"), "dice", "{:.2f}"),
             (_("AP"), "average_precision", "{:.2f}"),
             (_("HD mm"), "hausdorff_mm", "{:.0f}"),
-            (_("Hits"), "lesions_hit", "{:d}"),
-            (_("Missed"), "lesions_missed", "{:d}"),
+            (_("Hit"), "hit", "{}"),
             (_("False"), "findings_false", "{:d}"),
         )
-        self._fillWidget(self.ui.comparisonTable, columns, comparison.rows_of(table) if table is not None else [])
+        rows = comparison.rows_of(table) if table is not None else []
+        rows = [row | {"hit": f"{row['lesions_hit']}/{row['lesions']}"} for row in rows]
+        self._fillWidget(self.ui.comparisonTable, columns, rows)
 
     def onFolderChanged(self, path):
         """Remember where the files go; it belongs to this computer, not to the scene."""
@@ -1499,7 +1500,7 @@ class UADBenchTest(ScriptedLoadableModuleTest):
         mask = (anomaly > 0).astype(np.uint8)
         nodes = results.add_result(volume, results.Result("test", anomaly, mask, affine, 3.0, findings=[row]))
         self.assertEqual(nodes.segmentation.GetSegmentation().GetNumberOfSegments(), 1)
-        np.testing.assert_allclose(results.place_of_finding(nodes.findings, 0), peak[:3], atol=1e-6)
+        np.testing.assert_allclose(sceneModule("findings").place_of(nodes.findings, 0), peak[:3], atol=1e-6)
 
     def test_refusal(self):
         """A label map is refused with advice."""
@@ -1517,7 +1518,7 @@ class UADBenchTest(ScriptedLoadableModuleTest):
         self.assertIsNotNone(widget.ui.progressBar)
         self.assertEqual(widget.logic.getParameterNode().inputVolume.GetID(), volume.GetID())
         slicer.mrmlScene.Clear()
-        self.assertIsNone(widget.logic._client)
+        self.assertEqual(widget.logic.session.queue, [])
 
     def test_detection(self):
         """A model runs through and leaves its nodes."""

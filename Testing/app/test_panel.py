@@ -1,7 +1,6 @@
 """The panel inside the application: every button, with a worker that computes nothing; needs no package and no model.
 
-    xvfb-run -a Slicer --no-splash --testing --additional-module-paths UADBench \
-        --python-code "import slicer; slicer.util.exit(__import__('runpy').run_path('Testing/app/test_panel.py')['main']())"
+    xvfb-run -a Slicer --no-splash --additional-module-paths UADBench --python-script Testing/app/test_panel.py
 
 Add ``--no-main-window`` to see that it works without one as well. The exit code is 0 when all tests pass. The same
 behaviour is tested without the application in ``Testing/scene/test_widget.py``; here Qt, the parameter node's
@@ -300,3 +299,7 @@ def main() -> int:
     """Run all tests and return the exit code."""
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(PanelTest)
     return 0 if unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful() else 1
+
+
+if __name__ == "__main__":
+    slicer.util.exit(main())

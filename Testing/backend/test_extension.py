@@ -274,7 +274,7 @@ def test_module_file_does_nothing_when_imported():
     for node in tree.body:
         assert isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef | ast.FunctionDef | ast.Assign | ast.Expr)
         if isinstance(node, ast.Expr | ast.Assign):
-            assert isinstance(node.value, ast.Constant)
+            ast.literal_eval(node.value)  # text and constants, nothing that is called
 
 
 @pytest.mark.parametrize("path", [MODULE / "UADBench.py", *SCENE_FILES], ids=lambda path: path.name)

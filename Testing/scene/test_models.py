@@ -49,7 +49,7 @@ def test_models_are_listed_by_contrast_and_preference(folders):
     assert len(listed) == 27
     assert [row.contrast for row in listed] == sorted(row.contrast for row in listed)
     assert [row.method for row in listed[:3]] == ["disyre"] * 3
-    assert listed[0].label == "disyre (compact)" and listed[0].megabytes >= 0 and not listed[0].own
+    assert listed[0].label == "disyre" and listed[0].megabytes >= 0 and not listed[0].own
 
 
 def test_search_takes_words_in_any_order_and_contrast_apart(folders):

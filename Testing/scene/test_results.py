@@ -359,7 +359,8 @@ def test_a_saved_result_is_restored(restored):
     found = results.nodes_of(after)
     assert results.input_of(after).GetName() == "sub-1_T1w"
     assert found.segmentation.GetName() == before.segmentation.GetName()
-    for old, new in zip(vars(before).values(), vars(found).values(), strict=True):
+    for part in ("map", "segmentation", "findings"):
+        old, new = getattr(before, part), getattr(found, part)
         for name in ("Role", "Model", "Threshold", "OperatingPoint", "Origin", "Unit", "Summary"):
             assert new.GetAttribute(f"UADBench.{name}") == old.GetAttribute(f"UADBench.{name}")
     assert json.loads(after.GetAttribute("UADBench.Summary")) == phantom.result(MM["oblique"]).summary
@@ -410,6 +411,7 @@ def test_colours_come_back_when_their_file_was_not_saved(restored):
 def test_a_restored_segmentation_does_not_count_as_edited(restored):
     _before, after, _other = restored
     assert not segments.is_edited(results.nodes_of(after).segmentation)
+    assert not findings.is_edited(results.nodes_of(after).findings)
 
 
 def test_world_geometry_survives_a_transform_read_from_a_matrix(scene):

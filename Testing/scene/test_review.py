@@ -77,10 +77,13 @@ def test_preview_is_what_lies_above_the_threshold(volume, nodes, threshold):
 def test_preview_announces_itself_to_the_views(nodes):
     shown = preview.Preview(nodes.map)
     node, heard = shown.show(3.0), []
-    segmentation = node.GetSegmentation()
-    segmentation.AddObserver(slicer.vtkSegmentation.SourceRepresentationModified, lambda *_args: heard.append(1))
+    for name in ("SourceRepresentationModified", "RepresentationModified"):
+        event = getattr(slicer.vtkSegmentation, name)
+        node.GetSegmentation().AddObserver(event, lambda *_args, name=name: heard.append(name))
+    before = node.GetSegmentation().GetNthSegment(0).GetRepresentation("Binary labelmap").GetMTime()
     shown.show(4.0)
-    assert heard
+    assert {"SourceRepresentationModified", "RepresentationModified"} <= set(heard)
+    assert node.GetSegmentation().GetNthSegment(0).GetRepresentation("Binary labelmap").GetMTime() > before
 
 
 def test_smoothing_takes_specks_away(volume, nodes):
@@ -354,7 +357,7 @@ def test_references_of_all_kinds_land_where_they_are(scene, volume, kind, spacin
     world = volumes.world_affine(volume)
     own = np.moveaxis(np.indices(phantom.SHAPE), 0, -1) @ world[:3, :3].T + world[:3, 3]
     expected = np.linalg.norm(own - centre, axis=-1) < 22
-    assert 2 * (mask & expected).sum() / (mask.sum() + expected.sum()) > 0.93
+    assert 2 * (mask & expected).sum() / (mask.sum() + expected.sum()) > (0.9 if spacing[0] > 2 else 0.95)
     np.testing.assert_allclose((own[mask > 0]).mean(axis=0), centre, atol=0.6)
 
 

@@ -95,7 +95,7 @@ def test_checking_the_scan_says_in_words_what_is_noticed(widget, monkeypatch):
 
 def test_models_are_listed_with_what_they_are_measured_to_find(widget):
     cells = widget.ui.modelsTable.cells
-    assert [cells[0, k] for k in range(4)] == ["disyre (compact)", "T1w", "~2 +", "tumour 0.50"]
+    assert [cells[0, k] for k in range(4)] == ["disyre", "T1w", "~2 +", "tumour 0.50"]
     widget.ui.modelsTable.setCurrentCell(0, 0)
     assert MODEL in widget.ui.modelLabel.text and "tumour: best Dice 0.50 (n=1)" in widget.ui.modelLabel.text
     points = [label for label, _data in widget.ui.operatingPointComboBox.items]
@@ -362,7 +362,7 @@ def test_a_reference_gives_figures_curve_and_agreement(widget, scene, volume, sh
     wait(widget)
     assert ("nearest" in widget.ui.compareLabel.text) == (spacing != 1.0)
     assert widget.ui.comparisonTable.rowCount == 1 and widget.ui.comparisonTable.cells[0, 0] == MODEL
-    assert widget.ui.comparisonTable.cells[0, 4] == "1", "one lesion is hit"
+    assert widget.ui.comparisonTable.cells[0, 4] == "1/1", "one lesion is hit"
     assert widget.ui.findingsTable.cells[0, 4] == "TP"
     (row,) = comparison.rows_of(comparison.table_of(volume))
     assert row["map_id"] == mapNode.GetID() and 0 < row["dice"] < 1

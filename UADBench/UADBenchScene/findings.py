@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import math
-import zlib
 from typing import Any
 
 import numpy as np
@@ -69,7 +68,7 @@ def fill(node: Any, volume: Any, rows: list[dict[str, Any]], affine: np.ndarray)
         node.SetColumnTitle(name, title)
         if unit:
             node.SetColumnUnitLabel(name, unit)
-    node.SetAttribute("UADBench.Fingerprint", _fingerprint(rows_of(node)))
+    node.SetAttribute("UADBench.Written", json.dumps(_computed(rows_of(node))))
     node.SetLocked(True)
     node.EndModify(was_modified)
 
@@ -79,18 +78,31 @@ def _peak(row: dict[str, Any]) -> tuple[float, ...]:
     return tuple(round(float(row[f"peak_{axis}"]), 1) for axis in "ras")
 
 
-def _fingerprint(rows: list[dict[str, Any]]) -> str:
-    """Return a checksum of what was computed; the reader's own columns may change."""
-    computed = [[f"{row[name]:.3f}" if kind is float else str(row[name]) for name, kind, *_ in COLUMNS] for row in rows]
-    return f"{zlib.crc32(json.dumps(computed).encode('utf-8')):08x}"
+def _computed(rows: list[dict[str, Any]]) -> list[list[Any]]:
+    """Return what was computed, as JSON has it; the reader's own columns may change."""
+    plain = [[row[name] for name, *_rest in COLUMNS] for row in rows]
+    return [[None if isinstance(v, float) and math.isnan(v) else v for v in row] for row in plain]
 
 
 def is_edited(node: Any) -> bool:
-    """Return whether somebody changed what was computed, or the columns; a verdict is no change."""
+    """Return whether somebody changed what was computed, or the columns; a verdict is no change, and neither are the
+    digits that saving and reading a table costs.
+    """
     try:
-        return node.GetAttribute("UADBench.Fingerprint") != _fingerprint(rows_of(node))
-    except (AttributeError, ValueError):
+        written, now = json.loads(node.GetAttribute("UADBench.Written")), _computed(rows_of(node))
+    except (AttributeError, TypeError, ValueError):
         return True
+    same = len(written) == len(now)
+    return not (
+        same and all(_alike(a, b) for one, two in zip(written, now, strict=True) for a, b in zip(one, two, strict=True))
+    )
+
+
+def _alike(first: Any, second: Any) -> bool:
+    """Return whether two values are the same but for rounding."""
+    if isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=1e-4, abs_tol=1e-3)
+    return first == second
 
 
 def rows_of(node: Any) -> list[dict[str, Any]]:

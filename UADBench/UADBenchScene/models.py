@@ -53,8 +53,9 @@ class ModelRow:
 
     @property
     def label(self) -> str:
-        """Method and preset in words."""
-        return f"{self.method.replace('_', ' ')} ({self.preset})"
+        """The method in words, with its preset where that is not the usual one."""
+        method = self.method.replace("_", " ")
+        return method if self.preset == "compact" else f"{method} ({self.preset})"
 
 
 def usable_models() -> list[dict[str, Any]]:

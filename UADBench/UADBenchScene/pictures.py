@@ -17,7 +17,7 @@ from . import display, findings, results, segments
 from .volumes import voxels_of, world_affine
 
 SIZE = 280
-FIELD_MM = 220.0
+FIELD_MM = 200.0
 OPACITY = 0.7
 # Right and down of each picture in world RAS, in the radiologists' convention: the patient's right is on the left.
 PLANES = {"axial": ((-1, 0, 0), (0, -1, 0)), "coronal": ((-1, 0, 0), (0, 0, -1)), "sagittal": ((0, -1, 0), (0, 0, -1))}

@@ -54,8 +54,14 @@ class Preview:
             return None
         np.greater(self._values, threshold, out=self._inside.view(bool))
         self._scalars.Modified()
-        node = self._scene.GetNodeByID(self._node_id or "") or self._add(map_node, volume)
         self._image.Modified()
+        node = self._scene.GetNodeByID(self._node_id or "") or self._add(map_node, volume)
+        # The voxels changed under the segmentation, so it has to be told what its views listen to.
+        for event in (
+            slicer.vtkSegmentation.SourceRepresentationModified,
+            slicer.vtkSegmentation.RepresentationModified,
+        ):
+            node.GetSegmentation().InvokeEvent(event)
         return node
 
     def hide(self) -> None:
