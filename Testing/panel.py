@@ -220,7 +220,7 @@ def fill(panel: QtWidgets.QWidget) -> None:
     widget(panel, "progressBar").setValue(640)
     for name, text in (("firstOfferButton", "Try with a smaller batch"), ("secondOfferButton", "Try on the processor")):
         widget(panel, name).setText(text)
-    for button in panel.findChildren(QtWidgets.QPushButton):
+    for button in panel.findChildren(QtWidgets.QAbstractButton):
         button.setEnabled(True)
 
 
@@ -229,7 +229,7 @@ def cut_texts(panel: QtWidgets.QWidget) -> list[str]:
     the names of nodes, which have any length.
     """
     cut = []
-    for kind in (QtWidgets.QLabel, QtWidgets.QPushButton, QtWidgets.QCheckBox, QtWidgets.QComboBox):
+    for kind in (QtWidgets.QLabel, QtWidgets.QAbstractButton, QtWidgets.QComboBox):
         for one in panel.findChildren(kind):
             if not one.isVisible() or isinstance(one, qMRMLNodeComboBox) or isinstance(one.parent(), ctkPathLineEdit):
                 continue

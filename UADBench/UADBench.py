@@ -143,7 +143,7 @@ class UADBenchParameterNode:
 
     inputVolume: vtkMRMLScalarVolumeNode
     contrast: str = ""
-    brainMask: Union[vtkMRMLSegmentationNode, vtkMRMLLabelMapVolumeNode]  # noqa: UP007 (read as a type)
+    brainMask: Union[vtkMRMLSegmentationNode, vtkMRMLLabelMapVolumeNode, None]  # noqa: UP007 (read as a type)
     models: str = ""
     operatingPoint: str = ""
     device: str = "auto"
@@ -156,7 +156,7 @@ class UADBenchParameterNode:
     mapOpacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.7
     showLegend: bool = True
     acceptedTarget: vtkMRMLSegmentationNode
-    reference: Union[vtkMRMLSegmentationNode, vtkMRMLLabelMapVolumeNode, vtkMRMLScalarVolumeNode]  # noqa: UP007
+    reference: Union[vtkMRMLSegmentationNode, vtkMRMLLabelMapVolumeNode, vtkMRMLScalarVolumeNode, None]  # noqa: UP007
     percentile: Annotated[int, WithinRange(1, 100)] = 95
     exportFiles: bool = True
     exportDicomSeg: bool = False
@@ -516,7 +516,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         titles = (_("Model"), _("Contrast"), _("s"), _("Best Dice"))
         table.clear()
         table.setColumnCount(len(titles))
-        table.setHorizontalHeaderLabels(titles)
+        table.setHorizontalHeaderLabels(list(titles))
         table.setRowCount(len(self._rows))
         for number, row in enumerate(self._rows):
             for column, text in enumerate((row.label, row.contrast, self._secondsText(row), row.best_at)):
@@ -734,6 +734,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._updateButtons()
             return
         followed = job is not None and job == self._job
+        self._hidePreview()
         self._ended(job, text)
         if followed and self.logic.session.can_retry(job):
             self._offer(job, event.get("offers") or [])
@@ -1061,9 +1062,10 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onComment(self):
         """Write the reader's remark on the selected finding."""
-        table, row = self._table(), self.ui.findingsTable.currentRow()
-        if table is not None and row >= 0:
-            sceneModule("findings").set_verdict(table, row, comment=self.ui.commentEdit.text)
+        table, row, findings = self._table(), self.ui.findingsTable.currentRow(), sceneModule("findings")
+        text = self.ui.commentEdit.text
+        if table is not None and row >= 0 and findings.rows_of(table)[row]["comment"] != text:
+            findings.set_verdict(table, row, comment=text)
             self.showFindings()
 
     def onUndo(self, *_args):

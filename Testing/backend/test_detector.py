@@ -17,8 +17,10 @@ from UADBenchLib.errors import CancelledError, InputError
 from UADBenchLib.inference import detector
 from UADBenchLib.inference.detector import CONSENSUS, Detection, detect, region, restore, rethreshold
 from UADBenchLib.inference.device import choose_device, devices
+from UADBenchLib.inference.worker import Kept
 from UADBenchLib.preprocessing.contrast import ContrastFound
 from UADBenchLib.preprocessing.recipe import Prepared, Recipe
+from UADBenchLib.reports.worker import export
 from UADBenchLib.scan import Scan
 from UADBenchLib.writing import write_json
 
@@ -319,6 +321,32 @@ class TestAgain:
         before = detections[0]
         after = restore(before.model, before.map, before.affine, before.threshold)
         assert after.findings and {finding.region for finding in after.findings} == {""}
+
+    def test_files_of_a_map_of_an_earlier_session(
+        self, detections: list[Detection], sample: Sample, tmp_path: Path
+    ) -> None:
+        """What Slicer exports is what the command line writes, also when the maps come from a saved scene."""
+        scan, reference, _ = sample
+        kept = {
+            one.model: restore(
+                one.model,
+                one.map,
+                one.affine,
+                one.threshold,
+                brain_mask=one.brain_mask,
+                summary=json.loads(json.dumps(one.summary("x"))),
+            )
+            for one in detections
+        }
+        (tmp_path / "job").mkdir()
+        np.save(tmp_path / "job" / "voxels.npy", scan.voxels)
+        np.save(tmp_path / "job" / "reference.npy", reference.astype(np.uint8))
+        fields = {"voxels": "voxels.npy", "affine": scan.affine.tolist(), "contrast": "T1w", "stem": "case"}
+        request = {"out": str(tmp_path / "out"), "formats": ["files"], "scan": fields, "reference": "reference.npy"}
+        files = export(request, Kept(tmp_path / "job", "case", kept))["files"]
+        assert sorted(files) == sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert {f"case_model-{one.model}_findings.csv" for one in detections} < set(files)
+        assert "case_report.html" in files and "case_brain_mask.nii.gz" in files
 
     def test_smoothing_takes_specks_away_and_is_recorded(self, detections: list[Detection]) -> None:
         speck = np.zeros_like(detections[0].map)

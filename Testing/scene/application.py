@@ -212,6 +212,9 @@ def wrapper(cls):
     """
     hints = {name: hint for name, hint in cls.__annotations__.items()}
     assert not any(isinstance(hint, str) for hint in hints.values()), "the wrapper reads types, not text"
+    for name, hint in hints.items():
+        unions = typing.get_origin(hint) is typing.Union
+        assert not unions or type(None) in typing.get_args(hint), f"{name}: a union of nodes needs None as its default"
     defaults = {name: getattr(cls, name, None) for name in hints}
     nodes: dict[typing.Any, typing.Any] = {}
 
