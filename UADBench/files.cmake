@@ -32,16 +32,28 @@ set(UADBench_RESOURCES
 
 set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/__init__.py
+  UADBenchLib/benchmark/__init__.py
+  UADBenchLib/benchmark/datasets/__init__.py
+  UADBenchLib/benchmark/datasets/importing.py
+  UADBenchLib/benchmark/datasets/layouts.py
+  UADBenchLib/benchmark/evaluate.py
+  UADBenchLib/benchmark/executors.py
+  UADBenchLib/benchmark/plan.py
+  UADBenchLib/benchmark/runner.py
+  UADBenchLib/benchmark/summary.py
+  UADBenchLib/benchmark/tables.py
   UADBenchLib/bundles/__init__.py
   UADBenchLib/bundles/bundle.py
   UADBenchLib/bundles/card.py
   UADBenchLib/bundles/catalogue.py
   UADBenchLib/cli/__init__.py
+  UADBenchLib/cli/benchmark.py
   UADBenchLib/cli/calibrate.py
   UADBenchLib/cli/check.py
   UADBenchLib/cli/console.py
   UADBenchLib/cli/demo.py
   UADBenchLib/cli/detect.py
+  UADBenchLib/cli/import_dataset.py
   UADBenchLib/cli/main.py
   UADBenchLib/cli/models.py
   UADBenchLib/cli/options.py
@@ -63,7 +75,8 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/evaluation/metrics.py
   UADBenchLib/evaluation/plain.py
   UADBenchLib/evaluation/policy.py
-  UADBenchLib/evaluation/surface.py
+  UADBenchLib/evaluation/surfaces.py
+  UADBenchLib/evaluation/thresholds.py
   UADBenchLib/formats.py
   UADBenchLib/geometry.py
   UADBenchLib/inference/__init__.py

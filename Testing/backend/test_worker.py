@@ -410,6 +410,10 @@ def test_a_reference_can_be_given_and_taken_away_afterwards(client: Client, tmp_
         assert curve[5.5] == 1.0 and curve[0.0] < 0.2 and curve[6.0] == 0.0
     client.send(request="threshold", job="a", model="fae", threshold=7.0, minimum_ml=0)
     assert client.until("result", job="a", kind="threshold")["detections"][0]["findings"] == []
+    client.send(request="compare", job="a", reference="reference.npy", percentile=0)
+    with pytest.raises(AssertionError):
+        client.until("result", job="a")
+    assert client.seen[-1]["code"] == "BAD_REQUEST"
     client.send(request="compare", job="a", reference=None)
     row = client.until("result", job="a", kind="compare")["detections"][1]
     assert "metrics" not in row and row["findings"][0]["status"] == ""

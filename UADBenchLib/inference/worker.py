@@ -651,9 +651,11 @@ class Worker:
 
     def _compare(self, request: dict[str, Any], kept: Kept) -> dict[str, Any]:
         """Answer with what a finished job's maps are worth against a reference; null takes the reference away."""
-        surface = importlib.import_module("UADBenchLib.evaluation.surface")
+        surfaces = importlib.import_module("UADBenchLib.evaluation.surfaces")
         curves = importlib.import_module("UADBenchLib.evaluation.compare")
         percentile, rows = _number(request, "percentile", 95.0), []
+        if not 0 < percentile <= 100:
+            raise InputError("BAD_REQUEST", f"the percentile is {percentile:g}", "send a number above 0 and up to 100")
         detector = importlib.import_module("UADBenchLib.inference.detector")
         for name, before in kept.detections.items():
             reference = mask_of(kept.folder, request, "reference", before.map.shape)
@@ -667,7 +669,7 @@ class Worker:
             row = _describe(detection, kept.stem)
             if reference is not None:
                 voxel_mm = np.linalg.norm(detection.affine[:3, :3], axis=0)
-                distance = surface.hausdorff_mm(detection.mask, reference, voxel_mm, percentile)
+                distance = surfaces.surface_distance(detection.mask, reference, voxel_mm, percentile)
                 thresholds, dice = curves.dice_by_threshold(detection.map, reference, detection.brain_mask)
                 row["metrics"] = detection.metrics | {"hausdorff_mm": distance, "percentile": percentile}
                 row["curve"] = {"threshold": thresholds, "dice": dice}
