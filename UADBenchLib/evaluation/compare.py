@@ -70,3 +70,38 @@ def compare(
         "policy": policy.record() | {"sentence": policy.sentence()},
         "rule": rule.record() | {"sentence": rule.sentence()},
     }
+
+
+def dice_by_threshold(
+    map: np.ndarray,
+    reference: np.ndarray,
+    brain_mask: np.ndarray,
+    *,
+    step: float = 0.125,
+    policy: EmptyCasePolicy = DEFAULT_POLICY,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Dice of the bare map (no least volume) at thresholds from 0 to its highest value.
+
+    Parameters
+    ----------
+    map, reference, brain_mask : numpy.ndarray
+        As ``compare``; voxels of the brain mask count.
+    step : float
+        Distance of the thresholds in z, a multiple of 1/64.
+
+    Returns
+    -------
+    thresholds, dice : numpy.ndarray
+        Shape (T,), T at least 2.
+
+    Raises
+    ------
+    InputError
+        As ``compare``.
+    """
+    histogram = Histogram().add(map, reference, brain_mask)
+    stride = max(1, round(step * histogram.bins_per_unit))
+    edges, curve = histogram.edges, histogram.dice_curve(policy)
+    first = int(np.searchsorted(edges, 0.0))
+    last = int(np.searchsorted(edges, max(step, float(map.max(initial=0.0))))) + stride
+    return edges[first:last:stride], curve[first:last:stride]
