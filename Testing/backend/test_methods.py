@@ -250,15 +250,27 @@ class TestRegistry:
 
 
 class TestIntensityNorm:
-    def test_mean_and_spread_are_those_of_the_brains(self) -> None:
-        method = create_method("intensity_norm", config=small_config("intensity_norm", "compact"))
+    @pytest.mark.parametrize("coarse", [1, 2, 3])
+    def test_mean_and_spread_are_those_of_the_brains(self, coarse: int) -> None:
+        config = small_config("intensity_norm", "compact") | {"coarse": coarse}
+        method = create_method("intensity_norm", config=config)
         brains = [brain_slices(DEPTH, seed) for seed in range(6)]
         method.fit(brains)
         images = torch.stack([brain.images for brain in brains])
         inside = brains[0].masks
-        torch.testing.assert_close(method.mean[inside], images.mean(dim=0)[inside])
-        torch.testing.assert_close(method.spread[inside], images.std(dim=0, correction=0)[inside], atol=1e-5, rtol=1e-4)
-        assert (method.count[inside] == 6).all() and not method.count[~inside].any()
+        mean, spread, count = (
+            method._fine(part, torch.arange(DEPTH)) for part in (method.mean, method.spread, method.count)
+        )
+        assert mean.shape == inside.shape
+        assert count.max() == 6 and not method.score(brain_slices(DEPTH, 3), generator())[~inside].any()
+        if coarse == 1:
+            torch.testing.assert_close(mean[inside], images.mean(dim=0)[inside])
+            torch.testing.assert_close(spread[inside], images.std(dim=0, correction=0)[inside], atol=1e-5, rtol=1e-4)
+            assert (count[inside] == 6).all() and not count[~inside].any()
+        else:  # what blocks of voxels have in common is kept
+            deep = -torch.nn.functional.max_pool2d(-inside.float(), 9, 1, 4) > 0
+            assert mean[deep].mean() == pytest.approx(float(images.mean(dim=0)[deep].mean()), rel=0.02)
+            assert spread[deep].mean() == pytest.approx(float(images.std(dim=0, correction=0)[deep].mean()), rel=0.1)
 
     def test_what_too_few_brains_cover_is_not_scored(self) -> None:
         method = create_method("intensity_norm", config=small_config("intensity_norm", "compact"))
