@@ -42,8 +42,8 @@ def compare(
     Returns
     -------
     dict
-        ``dice``, ``average_precision``, ``best_dice`` and ``best_dice_threshold`` (to 1/64 z, no minimum
-        volume), ``false_positive_rate`` (flagged share of the brain outside the reference), the lesion-wise
+        ``dice``, ``average_precision``, ``best_dice`` and ``best_dice_threshold`` (to 1/64 z, from 0 on, no
+        minimum volume), ``false_positive_rate`` (flagged share of the brain outside the reference), the lesion-wise
         counts and ratios, ``reference_ml``, ``mask_ml``, and ``policy``, ``rule`` as records with a
         ``sentence``. Undefined values are NaN. ``average_precision``, ``best_dice`` and the rate count voxels
         of the brain mask; ``dice`` counts all.
@@ -54,7 +54,7 @@ def compare(
         GRID_MISMATCH when shapes differ, NON_FINITE when the map is not finite.
     """
     histogram = Histogram().add(map, reference, brain_mask)
-    best, threshold = histogram.best_dice(policy)
+    best, threshold = histogram.best_dice(policy, lowest=0.0)
     healthy = (brain_mask != 0) & (reference == 0)
     n_healthy = int(np.count_nonzero(healthy))
     flagged = int(np.count_nonzero((mask != 0) & healthy))
