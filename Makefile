@@ -5,7 +5,7 @@ SCENE_VENV := .venv-scene
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-backend test-scene test-slow lint cohorts models models-t1w models-t2w models-flair brain-extraction measure clean
+.PHONY: demo test test-backend test-scene test-slow lint cohorts models models-t1w models-t2w models-flair brain-extraction measure slicer-pictures clean
 
 demo: $(VENV)/ready
 	$(BIN)/uadbench demo --out uadbench-demo
@@ -64,11 +64,19 @@ models-flair: cohorts
 brain-extraction: $(VENV)/ready
 	$(BIN)/python -m UADBenchLib.training.brain_extraction --maps $(MAPS) --cohort Resources/Splits/t1w.csv --data $(DATA) --out Resources/BrainExtraction --workers 2
 
-measure: $(VENV)/ready
+measure: $(VENV)/ready $(SCENE_VENV)/ready
 	$(BIN)/python Testing/measure.py --data $(DATA) --cohorts $(COHORTS) --run $(COHORTS)/measured --out docs/figures
 	$(BIN)/python Testing/measure_levels.py --cohort $(COHORTS)/t1w-lesions/cohort.csv
 	$(BIN)/python Testing/draw_methods.py
 	$(BIN)/python Testing/measure_heads.py --data $(DATA) --maps $(MAPS) --out docs/figures
+	$(SCENE_VENV)/bin/python Testing/measure_scene.py --out docs/figures/scene.csv
+
+# Pictures of the Slicer module, from the sample that it carries.
+SAMPLE := UADBench/Resources/SampleData/UADBenchSample
+slicer-pictures: $(VENV)/ready $(SCENE_VENV)/ready
+	$(BIN)/uadbench detect $(SAMPLE)_T1w.nii.gz --reference $(SAMPLE)_label-lesion_mask.nii.gz --out build/sample
+	$(SCENE_VENV)/bin/python Testing/pictures_scene.py --scan $(SAMPLE)_T1w.nii.gz --reference $(SAMPLE)_label-lesion_mask.nii.gz --results build/sample --out docs/figures
+	QT_QPA_PLATFORM=offscreen $(BIN)/python Testing/panel.py --out docs/figures
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

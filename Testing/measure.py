@@ -1,6 +1,6 @@
 """Measure the shipped models and write the tables that README, docs and model cards quote.
 
-One benchmark run over all there is: healthy test scans, synthetic lesions in healthy test scans (T1w) and in
+One benchmark run a contrast over all there is: healthy test scans, synthetic lesions in healthy test scans (T1w) and in
 synthesised test heads (T2w, FLAIR), and the development cases. ``models.csv``: for every model and kind of case Dice at
 the threshold of 1 % healthy false positives, best Dice, average precision calibrated and not, seconds on one core.
 ``healthy.csv``: mean false-positive rate of every group of healthy test scans. The rows of a model also go into its
@@ -21,6 +21,7 @@ from UADBenchLib.benchmark.tables import SCANS, TIMING, read_table
 from UADBenchLib.bundles.bundle import load_bundle, save_bundle
 from UADBenchLib.bundles.catalogue import find_model
 from UADBenchLib.cohort import CohortScan, read_cohort, select
+from UADBenchLib.scan import CONTRASTS
 from UADBenchLib.writing import write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,22 +100,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder that the cohort tables' paths start from")
     parser.add_argument("--cohorts", type=Path, required=True, help="what `make cohorts` made")
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run; gone on with when it is there")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the runs; gone on with where they are there")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures")
+    parser.add_argument("--contrast", choices=CONTRASTS, action="append", help="run this one only, write no table")
     parser.add_argument("--most", type=int, default=12, help="healthy scans of a group at most")
     parser.add_argument("--workers", type=int, default=None)
     given = parser.parse_args()
-    given.run.mkdir(parents=True, exist_ok=True)
-    table = given.run.with_suffix(".csv")
-    write_cohort(cohort_rows(given.data, given.cohorts, given.most), table)
-    failed = benchmark(table, "all", given.run, workers=given.workers)["failed"]
-    if failed:
-        sys.stderr.write(f"{failed} scans failed: {given.run / 'failures.csv'}\n")
-    scans = read_table(given.run, SCANS)
-    healthy, lesions = healthy_table(scans), lesion_table(scans, read_table(given.run, TIMING))
+    rows = cohort_rows(given.data, given.cohorts, given.most)
+    healthy, lesions = [], []
+    for contrast in given.contrast or CONTRASTS:
+        run = given.run / contrast
+        write_cohort([one for one in rows if one[1].contrast == contrast], given.run / f"{contrast}.csv")
+        failed = benchmark(given.run / f"{contrast}.csv", "all", run, workers=given.workers)["failed"]
+        if failed:
+            sys.stderr.write(f"{failed} scans failed: {run / 'failures.csv'}\n")
+        scans = read_table(run, SCANS)
+        healthy += healthy_table(scans)
+        lesions += lesion_table(scans, read_table(run, TIMING))
+    if given.contrast:
+        return  # part of a table is no table
     write_csv(given.out / "healthy.csv", healthy, list(healthy[0]))
     write_csv(given.out / "models.csv", lesions, list(lesions[0]))
-    for model in sorted(scans["model"].unique()):
+    for model in sorted({str(row["model"]) for row in healthy}):
         write_card(model, healthy, lesions)
 
 

@@ -3,14 +3,28 @@
 set(UADBench_SCRIPTS
   UADBench.py
   UADBenchScene/__init__.py
+  UADBenchScene/comparison.py
+  UADBenchScene/display.py
+  UADBenchScene/exports.py
+  UADBenchScene/findings.py
+  UADBenchScene/layouts.py
   UADBenchScene/models.py
+  UADBenchScene/pictures.py
+  UADBenchScene/preview.py
   UADBenchScene/results.py
+  UADBenchScene/segments.py
+  UADBenchScene/session.py
   UADBenchScene/volumes.py
   UADBenchScene/worker.py
   )
 
 set(UADBench_RESOURCES
   Resources/Icons/UADBench.png
+  Resources/SampleData/SHA256SUMS
+  Resources/SampleData/UADBenchSample_T1w.nii.gz
+  Resources/SampleData/UADBenchSample_T1w.png
+  Resources/SampleData/UADBenchSample_label-lesion_mask.nii.gz
+  Resources/SampleData/UADBenchSample_reference.png
   Resources/UADBench.term.json
   Resources/UI/UADBench.ui
   Resources/requirements.txt
@@ -66,6 +80,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/corruption/coarse_noise.py
   UADBenchLib/corruption/inpainting.py
   UADBenchLib/corruption/noise.py
+  UADBenchLib/dicom_seg.py
   UADBenchLib/errors.py
   UADBenchLib/evaluation/__init__.py
   UADBenchLib/evaluation/compare.py
@@ -132,6 +147,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/reports/figure.py
   UADBenchLib/reports/staging.py
   UADBenchLib/reports/wording.py
+  UADBenchLib/reports/worker.py
   UADBenchLib/scan.py
   UADBenchLib/synthesis/__init__.py
   UADBenchLib/synthesis/anatomy.py

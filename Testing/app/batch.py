@@ -4,20 +4,14 @@
         --additional-module-paths UADBench --python-script Testing/app/batch.py -- \
         --input SCANS --output RESULTS --model ID
 
-Of each scan come ``<stem>_model-<id>_anomaly.nii.gz``, ``<stem>_model-<id>_anomalies.seg.nrrd`` and
-``<stem>_model-<id>_findings.csv``. Exit codes: 0 all done, 1 some scans failed (listed on stderr), 2 bad
-input or usage (nothing written), 130 interrupted. The command ``uadbench detect`` does the same without
-Slicer.
+Of each scan come the files that ``uadbench detect`` writes, with the same names. Exit codes: 0 all done, 1 some scans
+failed (listed on stderr), 2 bad input or usage (nothing written), 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import math
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import slicer
@@ -49,45 +43,18 @@ def find_scans(folder: Path) -> dict[str, Path]:
     return scans
 
 
-def write_findings(rows: list[dict], path: Path) -> None:
-    """Write findings with the columns of the command line; a missing number is an empty field."""
-    from UADBenchScene.results import COLUMNS
-
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, [name for name, *_rest in COLUMNS])
-        writer.writeheader()
-        for row in rows:
-            missing = {name for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
-            writer.writerow({name: "" if name in missing else value for name, value in row.items()})
-
-
-def save(nodes, stem: str, output: Path) -> None:
-    """Write one model's result: all of its files, or none."""
-    from UADBenchScene.results import rows_of
-
-    name = f"{stem}_model-{nodes.map.GetAttribute('UADBench.Model')}"
-    with tempfile.TemporaryDirectory(dir=output, prefix=".") as made:
-        folder = Path(made)
-        for node, what in ((nodes.map, "anomaly.nii.gz"), (nodes.segmentation, "anomalies.seg.nrrd")):
-            if not slicer.util.saveNode(node, str(folder / f"{name}_{what}")):
-                raise OSError(f"{name}_{what} could not be written")
-        write_findings(rows_of(nodes.findings), folder / f"{name}_findings.csv")
-        for path in sorted(folder.iterdir()):
-            shutil.move(path, output / path.name)
-
-
 def run(logic, arguments: argparse.Namespace) -> int:
     """Go through the scans; one that fails does not end the others."""
     scans = find_scans(arguments.input)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    options = {"operatingPoint": arguments.operating_point, "device": arguments.device}
+    options = {"operating_point": arguments.operating_point or "", "device": arguments.device}
     failed = 0
     for stem, path in scans.items():
         slicer.mrmlScene.Clear(0)
         try:
             volume = slicer.util.loadVolume(str(path))
-            for nodes in logic.detect(volume, arguments.model, **options):
-                save(nodes, stem, arguments.output)
+            nodes = logic.detect(volume, arguments.model, **options)
+            logic.export(nodes[0].map, arguments.output, stem=stem)
             sys.stderr.write(f"done {stem}\n")
         except Exception as error:
             failed += 1

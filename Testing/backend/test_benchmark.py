@@ -320,7 +320,9 @@ class TestExecutors:
         run(cohort, tmp_path / "two", workers=2)
         assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
-    def test_dask_with_a_scheduler_and_two_workers_gives_the_same_tables(self, cohort: Path, tmp_path: Path) -> None:
+    def test_dask_with_a_scheduler_and_two_workers_gives_the_same_tables(
+        self, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         distributed = pytest.importorskip("distributed")
         run(cohort, tmp_path / "one")
         with distributed.LocalCluster(
@@ -328,7 +330,10 @@ class TestExecutors:
         ) as cluster:
             summary = run(cohort, tmp_path / "dask", executor="dask", scheduler=cluster.scheduler_address)
             assert (summary["done"], summary["failed"]) == (8, 0)
-        assert contents(tmp_path / "one") == contents(tmp_path / "dask")
+            assert contents(tmp_path / "one") == contents(tmp_path / "dask")
+            monkeypatch.setattr(executors, "versions", lambda: {"uadbench": "of tomorrow"})
+            again = {"executor": "dask", "scheduler": cluster.scheduler_address}
+            assert code_of(lambda: run(cohort, tmp_path / "other", **again)) == "WORKERS_DIFFER"
 
     def test_cancelling_does_not_wait_for_scans(self, cohort: Path, tmp_path: Path) -> None:
         """Two processes are at scans that would take minutes."""

@@ -183,12 +183,12 @@ class TestPacking:
         smooth = gaussian_filter(rng.standard_normal(recipe.shape), 4).astype(np.float32)
         reference = HealthyReference(0.1 + 0.2 * (smooth - smooth.min()), 0.02 + 0.1 * (smooth - smooth.min()), 0.07)
         packed = pack_reference(reference, recipe)
-        assert {name: value.shape for name, value in packed.items()} == dict.fromkeys(("mean", "spread"), (40, 48, 42))
+        assert {name: value.shape for name, value in packed.items()} == dict.fromkeys(("mean", "spread"), (27, 32, 28))
         bundle = make_bundle(tmp_path / "a", "disyre", {"widths": (8, 16)})
         bundle.reference = {name: value.astype(np.float16) for name, value in packed.items()}
         record = Calibration(
             version=1,
-            voxel_mm=4,
+            voxel_mm=6,
             smoothing_mm=6,
             rescaled=True,
             level=0.07,

@@ -15,10 +15,12 @@ from UADBenchLib.bundles.bundle import Bundle, load_metadata
 from UADBenchLib.bundles.catalogue import find_model
 from UADBenchLib.errors import CancelledError, InputError
 from UADBenchLib.inference import detector
-from UADBenchLib.inference.detector import CONSENSUS, Detection, detect, region, rethreshold
+from UADBenchLib.inference.detector import CONSENSUS, Detection, detect, region, restore, rethreshold
 from UADBenchLib.inference.device import choose_device, devices
+from UADBenchLib.inference.worker import Kept
 from UADBenchLib.preprocessing.contrast import ContrastFound
 from UADBenchLib.preprocessing.recipe import Prepared, Recipe
+from UADBenchLib.reports.worker import export
 from UADBenchLib.scan import Scan
 from UADBenchLib.writing import write_json
 
@@ -295,6 +297,75 @@ class TestContrast:
         assert refusal.value.code == "CONTRAST_OTHER"
         record, (check,) = detector._settled(unknown, self.ready("other"), bundles, True)
         assert record["used"] == "T1w" and check.code == "CONTRAST_OTHER"
+
+
+class TestAgain:
+    def test_a_map_and_its_summary_give_the_same_findings_again(self, detections: list[Detection]) -> None:
+        for before in (detections[0], detections[-1]):
+            summary = json.loads(json.dumps(before.summary("x")))
+            after = restore(
+                before.model,
+                before.map,
+                before.affine,
+                before.threshold,
+                brain_mask=before.brain_mask,
+                reference=before.reference,
+                summary=summary,
+            )
+            assert [f.row() for f in after.findings] == [f.row() for f in before.findings]
+            np.testing.assert_array_equal(after.mask, before.mask)
+            assert after.metrics == before.metrics and after.origin == before.origin
+            assert after.checks == before.checks and any(f.region for f in after.findings)
+
+    def test_without_a_summary_places_have_no_name(self, detections: list[Detection]) -> None:
+        before = detections[0]
+        after = restore(before.model, before.map, before.affine, before.threshold)
+        assert after.findings and {finding.region for finding in after.findings} == {""}
+
+    def test_files_of_a_map_of_an_earlier_session(
+        self, detections: list[Detection], sample: Sample, tmp_path: Path
+    ) -> None:
+        """What Slicer exports is what the command line writes, also when the maps come from a saved scene."""
+        scan, reference, _ = sample
+        kept = {
+            one.model: restore(
+                one.model,
+                one.map,
+                one.affine,
+                one.threshold,
+                brain_mask=one.brain_mask,
+                summary=json.loads(json.dumps(one.summary("x"))),
+            )
+            for one in detections
+        }
+        (tmp_path / "job").mkdir()
+        np.save(tmp_path / "job" / "voxels.npy", scan.voxels)
+        np.save(tmp_path / "job" / "reference.npy", reference.astype(np.uint8))
+        fields = {"voxels": "voxels.npy", "affine": scan.affine.tolist(), "contrast": "T1w", "stem": "case"}
+        request = {"out": str(tmp_path / "out"), "formats": ["files"], "scan": fields, "reference": "reference.npy"}
+        files = export(request, Kept(tmp_path / "job", "case", kept))["files"]
+        assert sorted(files) == sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert {f"case_model-{one.model}_findings.csv" for one in detections} < set(files)
+        assert "case_report.html" in files and "case_brain_mask.nii.gz" in files
+
+    def test_smoothing_takes_specks_away_and_is_recorded(self, detections: list[Detection]) -> None:
+        speck = np.zeros_like(detections[0].map)
+        speck[20, 20, 20], speck[30:38, 30:38, 20:28] = 9.0, 9.0
+        before = restore("x", speck, detections[0].affine, 3.0, brain_mask=np.ones(speck.shape))
+        smooth = rethreshold(before, 3.0, 0.0, 3.0)
+        assert len(before.findings) == 2 and len(smooth.findings) == 1
+        assert smooth.findings[0].peak_z == 9.0, "peaks are those of the map itself"
+        assert smooth.summary("x")["smoothing_mm"] == 3.0
+        assert rethreshold(smooth, 3.0, 0.0, 0.0).mask.sum() == before.mask.sum()
+
+    def test_the_pseudo_healthy_scan(self, sample: Sample, laboratory: Laboratory, detections: list[Detection]) -> None:
+        scan, reference, brain = sample
+        (found,) = detect(scan, [laboratory.model], brain_mask=brain, device="cpu", reconstruct=True, batch=3)
+        assert found.reconstruction.shape == found.residual.shape == scan.shape
+        assert not found.reconstruction[~brain].any() and found.reconstruction[brain].mean() > 0.1
+        assert abs(found.residual[reference]).mean() > abs(found.residual[brain & ~reference]).mean()
+        np.testing.assert_allclose(found.map, detections[0].map, atol=1e-3)
+        assert detections[0].reconstruction is None and detections[0].residual is None
 
 
 def test_cancelling_in_the_middle_ends_it(sample: Sample, laboratory: Laboratory) -> None:

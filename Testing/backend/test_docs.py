@@ -107,3 +107,46 @@ def test_bias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (tmp_path / "simulated" / name).is_file()
     (command,) = (c for c in shown if " scaling " in c)
     assert run(command + " --fractions none") == 2  # understood up to the fractions
+
+
+def test_the_slicer_tutorial_names_what_there_is() -> None:
+    """Buttons, scripts and calls of the tutorial exist under these names."""
+    text = (REPOSITORY / "docs" / "slicer-tutorial.md").read_text(encoding="utf-8")
+    panel = (REPOSITORY / "UADBench" / "Resources" / "UI" / "UADBench.ui").read_text(encoding="utf-8")
+    module = (REPOSITORY / "UADBench" / "UADBench.py").read_text(encoding="utf-8")
+    assert len(re.findall(r"^## \d+\. ", text, re.MULTILINE)) == 10
+    for name in (
+        "Check the scan",
+        "Look again",
+        "Install what is missing",
+        "Import models",
+        "Apply",
+        "Flicker",
+        "Undo",
+    ):
+        assert f"*{name}" in text and f"<string>{name}" in panel, name
+    for call in re.findall(r"logic\.(\w+)\(", text):
+        assert f"def {call}(" in module, call
+    for path in re.findall(r"`(Testing/[\w/]+\.py)", text):
+        assert (REPOSITORY / path).is_file(), path
+
+
+def test_messages_of_the_troubleshooting_table_are_those_of_the_code() -> None:
+    """What the table says is what the program says."""
+    text = (REPOSITORY / "docs" / "slicer-tutorial.md").read_text(encoding="utf-8")
+    table = text[text.index("| message | cause | cure |") :].splitlines()[2:]
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("UADBench", "UADBenchLib")
+        for path in (REPOSITORY / folder).rglob("*.py")
+    )
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # texts that go over several lines
+    seen = 0
+    for line in table:
+        if not line.startswith("|") or line.startswith(("| no CUDA", "| windows freeze")):
+            continue
+        message = re.sub(r"'[XY]'", "", line.split("|")[1]).strip(" …")
+        parts = [part.strip(" …") for part in re.split(r"  +|…", message) if len(part.strip(" …")) > 8]
+        assert parts and all(part in code for part in parts), message
+        seen += 1
+    assert seen > 12

@@ -19,7 +19,7 @@ BACKEND = REPOSITORY / "UADBenchLib"
 MODULE = REPOSITORY / "UADBench"
 
 LAYERS = (
-    {"scan", "geometry", "formats", "reading", "writing", "errors", "cohort", "parallel", "__version__"},
+    {"scan", "geometry", "formats", "reading", "writing", "dicom_seg", "errors", "cohort", "parallel", "__version__"},
     {"networks", "corruption"},
     {"methods", "preprocessing", "bundles", "synthesis"},
     {"training", "inference", "evaluation"},

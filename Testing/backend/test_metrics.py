@@ -180,6 +180,14 @@ def test_best_dice_is_reached_at_its_threshold(case: tuple) -> None:
     assert best >= max(others)
 
 
+def test_best_dice_can_be_kept_from_flagging_everything() -> None:
+    scores, labels = np.zeros(100, np.float32), np.arange(100) < 40
+    scores[50:60] = 1  # a map that is of no use
+    histogram = Histogram().add(scores, labels)
+    assert histogram.best_dice() == (pytest.approx(80 / 140), -16.0)
+    assert histogram.best_dice(lowest=0.0) == (0.0, 0.0)
+
+
 def test_merged_shards_equal_the_whole(case: tuple) -> None:
     scores, reference, brain = case
     whole = Histogram().add(scores, reference, brain)

@@ -73,6 +73,11 @@ class TestBestDice:
         assert curves[histograms[0].edges == found.value] == pytest.approx(curves.max())
         assert found.ci[0] <= found.value <= found.ci[1] and found.ci[0] < found.ci[1]
 
+    def test_a_useless_map_does_not_make_the_whole_brain_a_finding(self) -> None:
+        lesion = np.arange(1000) < 600
+        useless = Histogram().add(np.where(lesion, 0, 1).astype(np.float32), lesion)
+        assert threshold_at_best_dice([useless], ["x"], ["a"]).value >= 0
+
     def test_healthy_scans_do_not_move_it(self) -> None:
         lesions = [sick(n) for n in range(3)]
         alone = threshold_at_best_dice(lesions, ["x"] * 3, list("abc"))

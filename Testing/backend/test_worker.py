@@ -30,6 +30,7 @@ import sys, time, types
 from dataclasses import dataclass, field, replace
 import numpy as np
 from UADBenchLib.errors import InputError
+from UADBenchLib.evaluation.compare import compare
 from UADBenchLib.inference.findings import find
 from UADBenchLib.scan import Check
 
@@ -37,17 +38,19 @@ from UADBenchLib.scan import Check
 class Detection:
     model: str; map: object; mask: object; brain_mask: object; affine: object; findings: list
     threshold: float = 3.0; operating_point: str = "fpr-1pct"; origin: str = "test"
+    reference: object = None; metrics: object = None; smoothing_mm: float = 0.0; reconstruction: object = None
+    residual: object = None
     checks: list = field(default_factory=list)
     def summary(self, stem):
         return {"stem": stem, "metrics": {"dice": float("nan")}, "n": np.int64(3)}
 
 def detect(scan, models, *, brain_mask=None, reference=None, operating_point="fpr-1pct", device="auto",
-           minimum_ml=0.1, force=False, progress=None):
+           minimum_ml=0.1, force=False, batch=8, reconstruct=False, progress=None):
     if "other" in models and not force:
         raise InputError("CONTRAST_OTHER", "neither T1w, T2w nor FLAIR", "name it, or force it")
     if "missing" in models:
         raise InputError("MODEL_UNKNOWN", "no model missing", "see uadbench models")
-    if "memory" in models:
+    if "memory" in models and batch > 2:
         raise MemoryError("2 GB")
     if "bug" in models:
         raise KeyError("secret patient name")
@@ -64,21 +67,31 @@ def detect(scan, models, *, brain_mask=None, reference=None, operating_point="fp
         z = np.where(scan.voxels > 0, scan.voxels, 0).astype(np.float32)
         mask, findings = find(z, z > 3.0, scan.affine, minimum_ml=minimum_ml, reference=reference)
         detections.append(Detection(model, z, mask, (scan.voxels > 0).astype(np.uint8), scan.affine, findings,
-                                    checks=checks))
+                                    checks=checks, reconstruction=z + 1 if reconstruct else None))
     return detections
 
-def rethreshold(detection, threshold, minimum_ml):
-    mask, findings = find(detection.map, detection.map > threshold, detection.affine, minimum_ml=minimum_ml)
-    return replace(detection, mask=mask, findings=findings, threshold=threshold)
+def rethreshold(detection, threshold, minimum_ml=0.0, smoothing_mm=0.0, operating_point="user", origin="user"):
+    mask, findings = find(detection.map, detection.map > threshold, detection.affine, minimum_ml=minimum_ml,
+                          reference=detection.reference)
+    metrics = None
+    if detection.reference is not None:
+        metrics = compare(detection.map, mask, detection.reference, detection.brain_mask, 0.001)
+    return replace(detection, mask=mask, findings=findings, threshold=threshold, smoothing_mm=smoothing_mm,
+                   operating_point=operating_point, origin=origin, metrics=metrics)
+
+def restore(model, map, affine, threshold, brain_mask=None, summary=None):
+    brain = (map > 0 if brain_mask is None else brain_mask).astype(np.uint8)
+    return rethreshold(Detection(model, map, brain, brain, affine, [], origin=(summary or {})["from"]), threshold)
 
 def module(name, **members):
     fake = types.ModuleType(name); fake.__dict__.update(members); sys.modules[name] = fake
 
-module("UADBenchLib.inference.detector", detect=detect, rethreshold=rethreshold, warm_up=lambda: None)
+module("UADBenchLib.inference.detector", detect=detect, rethreshold=rethreshold, restore=restore, warm_up=lambda: None)
 module("UADBenchLib.bundles.catalogue", list_models=lambda: [{"id": "fae-t1w-compact", "path": "p"}])
 module("UADBenchLib.inference.device", devices=lambda: [{"id": "cpu", "name": "CPU", "memory_free_gb": 1.5}])
 from UADBenchLib.inference import worker
-sys.exit(worker.main())
+from UADBenchLib.reports.worker import export
+sys.exit(worker.main({"export": export}))
 """
 
 
@@ -173,7 +186,7 @@ def detect(client: Client, folder: Path, job: str, /, *models: str, **changes: A
 def test_ready_names_the_protocol_and_quit_ends(tmp_path: Path) -> None:
     client = Client(tmp_path)
     ready = client.until("ready", timeout=20)
-    assert ready["protocol"] == 1 and ready["version"]
+    assert ready["protocol"] == 2 and ready["version"]
     client.send(request="quit")
     client.until("bye")
     assert client.process.wait(5) == 0
@@ -355,6 +368,78 @@ def test_kill_leaves_no_process(client: Client, tmp_path: Path) -> None:
     assert client.process.wait(5) == -signal.SIGKILL
     assert not Path(f"/proc/{pid}").exists()
     assert [child for child in offspring if Path(f"/proc/{child}").exists()] == []
+
+
+def test_out_of_memory_offers_a_smaller_batch_and_the_processor(client: Client, tmp_path: Path) -> None:
+    for name, device, offers in (("a", "auto", [{"batch": 2}, {"device": "cpu"}]), ("b", "cpu", [{"batch": 2}])):
+        detect(client, job_folder(tmp_path, name), name, "memory", device=device)
+        with pytest.raises(AssertionError):
+            client.until("result", job=name)
+        assert client.seen[-1]["code"] == "OUT_OF_MEMORY" and client.seen[-1]["offers"] == offers
+    detect(client, job_folder(tmp_path, "c"), "c", "memory", **offers[0])
+    client.until("result", job="c")
+
+
+def test_a_refused_contrast_offers_to_go_on(client: Client, tmp_path: Path) -> None:
+    detect(client, job_folder(tmp_path, "a"), "a", "other")
+    with pytest.raises(AssertionError):
+        client.until("result", job="a")
+    assert client.seen[-1]["offers"] == [{"force": True}]
+
+
+def test_reconstruction_comes_when_asked_for(client: Client, tmp_path: Path) -> None:
+    folder = job_folder(tmp_path, "a")
+    detect(client, folder, "a", reconstruct=True)
+    row = client.until("result", job="a")["detections"][0]
+    healthy, scores = (np.load(folder / row[key], allow_pickle=False) for key in ("reconstruction", "map"))
+    np.testing.assert_array_equal(healthy, scores + 1)
+    assert "residual" not in row
+
+
+def test_a_reference_can_be_given_and_taken_away_afterwards(client: Client, tmp_path: Path) -> None:
+    folder = job_folder(tmp_path, "a")
+    detect(client, folder, "a", "fae", "andi")
+    assert client.until("result", job="a")["detections"][0]["findings"][0]["status"] == ""
+    client.send(request="compare", job="a", reference="reference.npy", percentile=100)
+    rows = client.until("result", job="a", kind="compare")["detections"]
+    assert [row["model"] for row in rows] == ["fae", "andi"]
+    for row in rows:
+        assert row["findings"][0]["status"] == "TP"
+        assert row["metrics"]["dice"] == 1.0 and row["metrics"]["hausdorff_mm"] == 0.0
+        curve = dict(zip(row["curve"]["threshold"], row["curve"]["dice"], strict=True))
+        assert curve[5.5] == 1.0 and curve[0.0] < 0.2 and curve[6.0] == 0.0
+    client.send(request="threshold", job="a", model="fae", threshold=7.0, minimum_ml=0)
+    assert client.until("result", job="a", kind="threshold")["detections"][0]["findings"] == []
+    client.send(request="compare", job="a", reference="reference.npy", percentile=0)
+    with pytest.raises(AssertionError):
+        client.until("result", job="a")
+    assert client.seen[-1]["code"] == "BAD_REQUEST"
+    client.send(request="compare", job="a", reference=None)
+    row = client.until("result", job="a", kind="compare")["detections"][1]
+    assert "metrics" not in row and row["findings"][0]["status"] == ""
+
+
+def test_maps_of_an_earlier_session_are_taken_up_again(client: Client, tmp_path: Path) -> None:
+    folder = job_folder(tmp_path, "a")
+    entry = {"model": "fae", "map": "voxels.npy", "threshold": 3.0, "summary": {"from": "a file"}}
+    client.send(request="remember", job="a", folder=str(folder), affine=np.eye(4).tolist(), detections=[entry])
+    assert client.until("result", job="a", kind="remember")["models"] == ["fae"]
+    client.send(request="threshold", job="a", model="fae", threshold=0.5, minimum_ml=0)
+    row = client.until("result", job="a", kind="threshold")["detections"][0]
+    assert np.load(folder / row["mask"], allow_pickle=False).sum() == 1680
+    client.send(request="remember", job="b", folder=str(job_folder(tmp_path, "b")), affine=[], detections=[entry])
+    with pytest.raises(AssertionError):
+        client.until("result", job="b")
+    assert client.seen[-1]["code"] == "AFFINE_INVALID"
+
+
+def test_what_no_process_answers_is_refused(client: Client, tmp_path: Path) -> None:
+    detect(client, job_folder(tmp_path, "a"), "a")
+    client.until("result", job="a")
+    client.send(request="export", job="a", out="relative", formats=["files"])
+    with pytest.raises(AssertionError):
+        client.until("result", job="a")
+    assert client.seen[-1]["code"] == "BAD_REQUEST" and "absolute" in client.seen[-1]["message"]
 
 
 def test_load_array_refuses_what_is_not_a_plain_volume(tmp_path: Path) -> None:

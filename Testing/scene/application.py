@@ -22,8 +22,9 @@ import vtk
 class Widget:
     """Any widget: attributes that can be set, and signals that can be fired."""
 
-    def __init__(self) -> None:
+    def __init__(self, parameter: str | None = None) -> None:
         self.connected: dict[str, typing.Any] = {}
+        self.parameter, self.blocked = parameter, False
         self.enabled, self.visible, self.text, self.toolTip, self.value = True, True, "", "", 0
         self.currentPath = ""
 
@@ -33,6 +34,14 @@ class Widget:
     def fire(self, signal, *values) -> None:
         self.connected[signal](*values)
 
+    def blockSignals(self, blocked) -> bool:
+        before, self.blocked = self.blocked, blocked
+        return before
+
+    def property(self, name):
+        assert name == "SlicerParameterName"
+        return self.parameter
+
     def addAttribute(self, *_values) -> None:
         pass
 
@@ -40,14 +49,10 @@ class Widget:
 class ComboBox(Widget):
     """A combo box whose signals follow its index, unless they are blocked."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, parameter: str | None = None) -> None:
+        super().__init__(parameter)
         self.items: list[tuple[str, typing.Any]] = []
-        self._index, self.blocked = -1, False
-
-    def blockSignals(self, blocked) -> bool:
-        before, self.blocked = self.blocked, blocked
-        return before
+        self._index = -1
 
     def clear(self) -> None:
         self.items.clear()
@@ -55,6 +60,14 @@ class ComboBox(Widget):
 
     def addItem(self, label, data) -> None:
         self.items.append((label, data))
+
+    def findData(self, data) -> int:
+        return next((n for n, (_label, one) in enumerate(self.items) if one == data), -1)
+
+    def choose(self, data) -> None:
+        """Choose an entry as a user does."""
+        assert self.findData(data) >= 0, (data, self.items)
+        self.currentIndex = self.findData(data)
 
     @property
     def currentData(self):
@@ -74,25 +87,41 @@ class ComboBox(Widget):
 class Table(Widget):
     """A table of texts."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.cells: dict[tuple[int, int], str] = {}
-        self.rowCount, self.row = 0, -1
+    def __init__(self, parameter: str | None = None) -> None:
+        super().__init__(parameter)
+        self.items: dict[tuple[int, int], Item] = {}
+        self.rowCount, self.row, self.hidden = 0, -1, set()
+
+    @property
+    def cells(self) -> dict[tuple[int, int], str]:
+        return {place: item.text() for place, item in self.items.items()}
 
     def clear(self) -> None:
-        self.cells.clear()
+        self.items.clear()
 
     def setColumnCount(self, count) -> None:
         self.columnCount = count
 
     def setRowCount(self, count) -> None:
         self.rowCount = count
+        self.row = min(self.row, count - 1)
 
     def setHorizontalHeaderLabels(self, labels) -> None:
         self.labels = labels
 
     def setItem(self, row, column, item) -> None:
-        self.cells[row, column] = item.text
+        self.items[row, column] = item
+
+    def item(self, row, column):
+        return self.items.get((row, column))
+
+    def tick(self, row, ticked=True) -> None:
+        """Tick a row's first cell as a user does."""
+        self.items[row, 0].setCheckState(Item.CHECKED if ticked else 0)
+        self.fire("itemChanged", self.items[row, 0])
+
+    def setRowHidden(self, row, hidden) -> None:
+        (self.hidden.add if hidden else self.hidden.discard)(row)
 
     def resizeColumnsToContents(self) -> None:
         pass
@@ -100,8 +129,10 @@ class Table(Widget):
     def currentRow(self) -> int:
         return self.row
 
-    def setCurrentCell(self, row, _column) -> None:
-        self.row = row
+    def setCurrentCell(self, row, column) -> None:
+        before, self.row = self.row, row
+        if "currentCellChanged" in self.connected and not self.blocked:
+            self.fire("currentCellChanged", row, column, before, 0)
 
 
 class Timer(Widget):
@@ -128,11 +159,25 @@ class Timer(Widget):
 class Item:
     """A cell of a table."""
 
+    CHECKED = 2
+
     def __init__(self, text) -> None:
-        self.text = text
+        self._text, self._state, self.tip = text, 0, ""
+
+    def text(self) -> str:
+        return self._text
 
     def setFlags(self, _flags) -> None:
         pass
+
+    def setToolTip(self, text) -> None:
+        self.tip = text
+
+    def setCheckState(self, state) -> None:
+        self._state = state
+
+    def checkState(self) -> int:
+        return self._state
 
 
 class Settings:
@@ -154,8 +199,11 @@ def panel() -> SimpleNamespace:
     from conftest import ROOT
 
     kinds = {"QComboBox": ComboBox, "QTableWidget": Table}
-    tree = ElementTree.parse(ROOT / "UADBench" / "Resources" / "UI" / "UADBench.ui")
-    return SimpleNamespace(**{w.get("name"): kinds.get(w.get("class"), Widget)() for w in tree.iter("widget")})
+    tree, made = ElementTree.parse(ROOT / "UADBench" / "Resources" / "UI" / "UADBench.ui"), {}
+    for one in tree.iter("widget"):
+        bound = [p.findtext("string") for p in one.findall("property") if p.get("name") == "SlicerParameterName"]
+        made[one.get("name")] = kinds.get(one.get("class"), Widget)(*bound)
+    return SimpleNamespace(**made)
 
 
 def wrapper(cls):
@@ -164,6 +212,9 @@ def wrapper(cls):
     """
     hints = {name: hint for name, hint in cls.__annotations__.items()}
     assert not any(isinstance(hint, str) for hint in hints.values()), "the wrapper reads types, not text"
+    for name, hint in hints.items():
+        unions = typing.get_origin(hint) is typing.Union
+        assert not unions or type(None) in typing.get_args(hint), f"{name}: a union of nodes needs None as its default"
     defaults = {name: getattr(cls, name, None) for name in hints}
     nodes: dict[typing.Any, typing.Any] = {}
 
@@ -171,7 +222,7 @@ def wrapper(cls):
         def __new__(cls_, node):
             if node not in nodes:
                 made = nodes[node] = object.__new__(cls_)
-                vars(made).update(defaults, observers=[])
+                vars(made).update(defaults, observers=[], parameterNode=node, bound={})
             return nodes[node]
 
         def __setattr__(self, name, value):
@@ -181,11 +232,14 @@ def wrapper(cls):
                 for observer in list(self.observers):
                     observer()
 
-        def connectGui(self, _ui):
+        def connectParametersToGui(self, mapping):
+            assert set(mapping) <= set(hints)
+            vars(self)["bound"] = mapping
             return 1
 
-        def disconnectGui(self, _tag):
-            pass
+        def disconnectGui(self, tag):
+            assert tag == 1, "what is not disconnected stays connected for ever"
+            vars(self)["bound"] = {}
 
     Wrapped.__name__ = cls.__name__
     return Wrapped
@@ -252,14 +306,14 @@ def install(monkeypatch):
     """Put the stand-ins in place and return the imported module file."""
     import unittest
 
-    flags = SimpleNamespace(ItemIsSelectable=1, ItemIsEnabled=2)
+    flags = SimpleNamespace(ItemIsSelectable=1, ItemIsEnabled=2, ItemIsUserCheckable=16, Checked=2, Unchecked=0)
     qt = types.ModuleType("qt")
     qt.QTimer, qt.QSettings, qt.QTableWidgetItem, qt.Qt = Timer, Settings, Item, flags
+    qt.QFileDialog, qt.QShortcut, qt.QKeySequence = MagicMock(), MagicMock(), str
     i18n = types.ModuleType("slicer.i18n")
     i18n.tr, i18n.translate = str, lambda _context, text: text
     parameters = types.ModuleType("slicer.parameterNodeWrapper")
     parameters.parameterNodeWrapper = wrapper
-    parameters.Choice = lambda choices: ("choice", tuple(choices))
     parameters.WithinRange = lambda low, high: ("range", low, high)
     base = types.ModuleType("slicer.ScriptedLoadableModule")
     base.ScriptedLoadableModule = base.ScriptedLoadableModuleWidget = ModuleBase
@@ -277,6 +331,8 @@ def install(monkeypatch):
     monkeypatch.setattr(slicer.util, "loadUI", lambda _path: MagicMock())
     monkeypatch.setattr(slicer.util, "childWidgetVariables", lambda _widget: panel())
     monkeypatch.setattr(slicer.util, "errorDisplay", MagicMock())
+    monkeypatch.setattr(slicer.util, "mainWindow", MagicMock(return_value=None))
+    monkeypatch.setattr(slicer.util, "selectModule", MagicMock())
     monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", MagicMock(return_value=True))
     monkeypatch.delitem(sys.modules, "UADBench", raising=False)
     return importlib.import_module("UADBench")

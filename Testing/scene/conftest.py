@@ -39,10 +39,10 @@ class Scene:
 
     def volume(self, voxels: np.ndarray, affine: np.ndarray, name: str = "sub-1_T1w", kind: str = "ScalarVolume"):
         """Add a volume from an (i, j, k) array and its affine."""
-        from UADBenchScene import results
+        from UADBenchScene import volumes
 
         node = self.mrml.AddNewNodeByClass(f"vtkMRML{kind}Node", name)
-        node.SetAndObserveImageData(results._image(voxels, voxels.dtype.type))
+        node.SetAndObserveImageData(volumes.image_of(voxels, voxels.dtype.type))
         node.SetIJKToRASMatrix(matrix(affine))
         if kind == "ScalarVolume":
             node.CreateDefaultDisplayNodes()

@@ -4,19 +4,22 @@ behaviour.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import application
 import numpy as np
 import pytest
 import slicer
-from conftest import ROOT
-from phantom import affine_of
-from UADBenchScene import results, volumes, worker
+from conftest import ROOT, matrix
+from phantom import affine_of, result
+from UADBenchScene import comparison, findings, results, volumes, worker
 from UADBenchScene.worker import WorkerClient
 
 HERE = Path(__file__).resolve().parent
@@ -29,13 +32,15 @@ def module(scene, monkeypatch, tmp_path):
     """The module file, with two models in the catalogue."""
     for method, threshold in (("disyre", 4.25), ("denoising_autoencoder", 3.5)):
         name = f"{method.replace('_', '-')}-t1w-compact"
-        points = {"fpr-1pct": {"threshold": threshold}, "best-dice": {"threshold": 5.0}}
+        points = {"fpr-1pct": {"threshold": threshold, "healthy_fpr": 0.01}, "best-dice": {"threshold": 5.0}}
         facts = {
             "id": name,
             "method": method,
             "preset": "compact",
             "contrast": "T1w",
             "operating_points": points,
+            "seconds_per_scan": 1.6,
+            "metrics": {"lesions": [{"lesion_type": "tumour", "best_dice": 0.5}]},
         }
         file = tmp_path / "models" / name / "configs" / "metadata.json"
         file.parent.mkdir(parents=True)
@@ -44,6 +49,7 @@ def module(scene, monkeypatch, tmp_path):
     from UADBenchLib.bundles import catalogue
 
     monkeypatch.setattr(catalogue, "_PACKAGE", tmp_path / "nothing" / "shipped")
+    monkeypatch.setattr(catalogue, "user_folder", lambda: tmp_path / "own")
     return application.install(monkeypatch)
 
 
@@ -105,12 +111,26 @@ def test_detect_for_scripts(module, client, volume):
     nodes = logic.detect(volume, [MODEL, "other"], progress=lambda *values: seen.append(values), device="cpu")
     assert [n.map.GetAttribute("UADBench.Model") for n in nodes] == [MODEL, "other"]
     expected = (volumes.world_affine(volume) @ [7, 5, 4, 1])[:3]
-    np.testing.assert_allclose(results.place_of_finding(nodes[0].findings, 0), expected, atol=1e-6)
+    np.testing.assert_allclose(findings.place_of(nodes[0].findings, 0), expected, atol=1e-6)
     assert nodes[0].segmentation.GetSegmentation().GetNumberOfSegments() == 1
     assert seen and all(stage == "scoring" and 0 <= fraction <= 1 for stage, fraction, _eta in seen)
     summary = json.loads(nodes[0].map.GetAttribute("UADBench.Summary"))
     assert summary["stem"] == "scan", "the name of a node may be a patient's"
-    assert not logic.waiting
+    assert not logic.session.waiting
+
+
+def test_detect_compares_with_a_reference(module, client, scene, volume):
+    reference = scene.volume(np.zeros(SHAPE, np.uint8), np.eye(4), kind="LabelMapVolume")
+    slicer.util.arrayFromVolume(reference)[3:6, 4:7, 6:9] = 1
+    reference.SetIJKToRASMatrix(matrix(affine_of(degrees=(10, 5, 20), shape=SHAPE)))
+    reference.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    logic = module.UADBenchLogic(client)
+    nodes = logic.detect(volume, [MODEL, "other"], referenceNode=reference)
+    rows = comparison.rows_of(comparison.table_of(volume))
+    assert [row["model"] for row in rows] == [MODEL, "other"]
+    assert rows[0]["lesions_hit"] == 1 and rows[0]["reference_ml"] > 0
+    assert findings.rows_of(nodes[0].findings)[0]["status"] == "TP"
+    assert comparison.chart_of(volume).GetNumberOfPlotSeriesNodes() == 2
 
 
 @pytest.mark.parametrize(("device", "code"), [("refuse", "NOT_A_HEAD"), ("crash", "WORKER_DIED")])
@@ -120,7 +140,7 @@ def test_detect_raises_and_adds_nothing(module, client, volume, device, code):
     with pytest.raises(volumes.SceneError) as caught:
         logic.detect(volume, [MODEL], device=device)
     assert caught.value.code == code and caught.value.advice
-    assert slicer.mrmlScene.GetNumberOfNodes() == before and not logic.waiting
+    assert slicer.mrmlScene.GetNumberOfNodes() == before and not logic.session.waiting
 
 
 def test_detect_gives_up_in_time(module, client, volume):
@@ -135,9 +155,14 @@ def test_detect_refuses_before_it_starts_anything(module, client, scene, volume)
         logic.detect(None, [MODEL])
     with pytest.raises(volumes.SceneError, match="NO_MODEL"):
         logic.detect(volume, [])
-    mask = scene.volume(np.ones((2, 2, 2), np.uint8), np.eye(4), kind="LabelMapVolume")
-    with pytest.raises(volumes.SceneError, match="MASK_LATTICE"):
-        logic.detect(volume, [MODEL], brainMask=mask)
+    far = affine_of(shape=(2, 2, 2))
+    far[:3, 3] += 4000
+    mask = scene.volume(np.ones((2, 2, 2), np.uint8), far, kind="LabelMapVolume")
+    with pytest.raises(volumes.SceneError, match="MASK_OUTSIDE"):
+        logic.detect(volume, [MODEL], brain_mask=mask)
+    nodes = results.add_result(volume, result(volumes.world_affine(volume), shape=SHAPE, centres=((7, 5, 4),)))
+    with pytest.raises(volumes.SceneError, match="OWN_RESULT"):
+        logic.detect(nodes.map, [MODEL])
     assert not client.alive
 
 
@@ -150,10 +175,10 @@ def test_an_interpreter_that_cannot_start_is_explained(module, volume):
 
 def test_volume_removed_while_computing(module, client, volume):
     logic = module.UADBenchLogic(client)
-    logic.start(volume, [MODEL])
+    logic.session.start(volume, [MODEL])
     slicer.mrmlScene.RemoveNode(volume)
     events = poll_until(logic, "failed", "result")
-    assert events[-1]["code"] == "SCENE_CLOSED" and not logic.waiting
+    assert events[-1]["code"] == "SCENE_CLOSED" and not logic.session.waiting
 
 
 def test_contrast_of_the_name_is_sent(module, volume):
@@ -163,15 +188,18 @@ def test_contrast_of_the_name_is_sent(module, volume):
             return "job"
 
     client = Client()
-    module.UADBenchLogic(client).start(volume, [MODEL])
+    session = module.UADBenchLogic(client).session
+    session.start(volume, [MODEL])
     assert client.options["contrast"] == "T1w" and client.options["operating_point"] == "fpr-1pct"
+    session.start(volume, [MODEL], contrast="FLAIR")
+    assert client.options["contrast"] == "FLAIR", "the user's word counts more than the name"
 
 
 def poll_until(logic, *kinds) -> list[dict]:
     """Poll a logic until one of the events has come."""
     events, end = [], time.monotonic() + 20
     while time.monotonic() < end:
-        events += logic.poll()
+        events += logic.session.poll()
         if any(event["event"] in kinds for event in events):
             return events
         time.sleep(0.01)
@@ -191,6 +219,14 @@ def test_missing_packages_are_those_of_the_interpreter(module, monkeypatch, tmp_
     asked = []
     monkeypatch.setattr(worker, "missing_packages", lambda *_args: asked.append(1) or [])
     assert logic.missingPackages() == logic.missingPackages() == [] and len(asked) == 1
+    assert logic.missingPackages(dicom=True) == [] and len(asked) == 2
+
+
+def test_packages_are_asked_for_by_the_name_they_are_imported_by(module, monkeypatch):
+    asked = []
+    monkeypatch.setattr(worker, "missing_packages", lambda _python, names, _environment: asked.extend(names) or [])
+    module.UADBenchLogic().missingPackages(dicom=True)
+    assert "yaml" in asked and "PyYAML" not in asked and asked[0] == "torch" and asked[-1] == "highdicom"
 
 
 def test_installing_asks_the_pytorch_extension_first(module, monkeypatch):
@@ -205,176 +241,36 @@ def test_installing_asks_the_pytorch_extension_first(module, monkeypatch):
     assert calls == []
     torch = application.MagicMock()
     monkeypatch.setitem(sys.modules, "PyTorchUtils", torch)
-    monkeypatch.setattr(logic, "missingPackages", lambda: ["nibabel"])
+    monkeypatch.setattr(logic, "missingPackages", lambda _dicom: ["nibabel"])
     with pytest.raises(volumes.SceneError, match="PACKAGES_NOT_INSTALLED.*nibabel"):
         logic.installPackages(["torch", "nibabel"])
     torch.PyTorchUtilsLogic().installTorch.assert_called_once()
     assert calls == [(["requirements.txt"], {"requester": "UADBench", "prompt_install": False})]
-    monkeypatch.setattr(logic, "missingPackages", lambda: [])
+    monkeypatch.setattr(logic, "missingPackages", lambda _dicom: [])
     logic.installPackages(["torch"])
     assert len(calls) == 1
+    logic.installPackages(["highdicom"], dicom=True)
+    assert calls[1][0] == ["requirements.txt", module.DICOM_REQUIREMENT]
 
 
-# ---------------------------------------------------------------------------------------------------- panel
+# ---------------------------------------------------------------------------------------------- sample data
 
 
-@pytest.fixture
-def widget(module, client, volume, monkeypatch):
-    """The panel, with the packages there and the scripted worker behind it."""
-    made = module.UADBenchWidget(application.MagicMock())
-    monkeypatch.setattr(module.UADBenchLogic, "missingPackages", lambda _self: [])
-    made.setup()
-    made.logic._client = client
-    yield made
-    made.cleanup()
+def test_sample_data_is_registered_with_checksums_that_hold(module, monkeypatch):
+    registered = []
+    data = application.types.ModuleType("SampleData")
+    data.SampleDataLogic = application.SimpleNamespace(
+        registerCustomSampleDataSource=lambda **fields: registered.append(fields)
+    )
+    monkeypatch.setitem(sys.modules, "SampleData", data)
+    module.registerSampleData()
+    assert [entry["sampleName"] for entry in registered] == [module.SAMPLE[0], module.SAMPLE_REFERENCE[0]]
+    for entry in registered:
+        path = Path(url2pathname(urlparse(entry["uris"]).path))
+        assert entry["checksums"] == "SHA256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+        assert Path(entry["thumbnailFileName"]).is_file()
 
 
-def wait(widget, seconds: float = 20.0) -> None:
-    """Let the panel's timer run until it stops itself."""
-    end = time.monotonic() + seconds
-    while widget._pollTimer.active:
-        assert time.monotonic() < end
-        widget.onPoll()
-        time.sleep(0.01)
-
-
-def test_panel_offers_models_and_operating_points(widget, volume):
-    assert widget._parameterNode.inputVolume is volume
-    labels = [label for label, _data in widget.ui.modelComboBox.items]
-    assert labels[0] == "T1w: disyre (compact)" and labels[2] == "T1w: all 2 models and their consensus"
-    points = [label for label, _data in widget.ui.operatingPointComboBox.items]
-    assert points == ["fpr-1pct (z ≥ 4.25)", "best-dice (z ≥ 5.00)"]
-    widget.ui.operatingPointComboBox.currentIndex = 1
-    assert widget._parameterNode.operatingPoint == "best-dice"
-    widget.ui.modelComboBox.currentIndex = 2
-    assert widget._parameterNode.models == f"{MODEL},denoising-autoencoder-t1w-compact"
-    assert widget._parameterNode.operatingPoint == "best-dice", "a point that all have is kept"
-    assert widget.ui.applyButton.enabled
-
-
-def test_panel_says_what_is_missing(widget):
-    widget._parameterNode.inputVolume = None
-    assert not widget.ui.applyButton.enabled and "input volume" in widget.ui.applyButton.toolTip
-    widget._choices = []
-    widget._parameterNode.inputVolume = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
-    assert not widget.ui.applyButton.enabled and "No model" in widget.ui.applyButton.toolTip
-
-
-def test_apply_shows_progress_and_then_the_findings(widget):
-    widget.ui.applyButton.fire("clicked", False)
-    ui = widget.ui
-    assert ui.cancelButton.enabled and not ui.applyButton.enabled and ui.progressBar.visible
-    wait(widget)
-    assert ui.applyButton.enabled and not ui.cancelButton.enabled and not ui.progressBar.visible
-    assert 0 < ui.progressBar.value <= 1000
-    assert ui.findingsTable.rowCount == 1 and ui.findingsTable.cells[0, 2] == "8.0"
-    assert ui.findingsLabel.text == "One finding, peak z 8.0."
-    assert results.is_map(widget._parameterNode.resultMap)
-    lines = ui.messageLabel.text.splitlines()
-    assert lines[0] == "T1w (the image looks like FLAIR), signal to noise 12.3."
-    assert "Slices are 6 mm thick" in lines[1] and "The scan is noisy" in lines[2] and len(lines) == 3
-    assert ui.thresholdSlider.enabled and ui.thresholdSlider.value == 3.0
-
-
-def test_cancel_leaves_the_scene_as_it_was(widget):
-    widget._parameterNode.device = "slow"
-    before = slicer.mrmlScene.GetNumberOfNodes()
-    widget.ui.applyButton.fire("clicked", False)
-    widget.ui.cancelButton.fire("clicked", False)
-    wait(widget, 3.0)
-    assert "Cancelled" in widget.ui.messageLabel.text and widget.ui.applyButton.enabled
-    assert slicer.mrmlScene.GetNumberOfNodes() == before
-
-
-def test_failure_is_shown_and_the_panel_is_ready_again(widget):
-    widget._parameterNode.device = "refuse"
-    widget.ui.applyButton.fire("clicked", False)
-    wait(widget)
-    (text,), _options = slicer.util.errorDisplay.call_args
-    assert text == "There is no head in this scan. Choose a scan of a whole head."
-    assert widget.ui.applyButton.enabled and widget._job is None
-
-
-def test_threshold_slider_changes_the_map_at_once_and_the_findings_after_it_rests(widget):
-    widget.ui.applyButton.fire("clicked", False)
-    wait(widget)
-    mapNode = widget._parameterNode.resultMap
-    for value in (5.0, 7.0, 9.5):
-        widget.ui.thresholdSlider.value = value
-        widget.ui.thresholdSlider.fire("valueChanged", value)
-        assert mapNode.GetDisplayNode().GetLowerThreshold() == value
-    assert widget.ui.findingsTable.rowCount == 1 and widget._thresholdTimer.active
-    widget._thresholdTimer.run_out()
-    wait(widget)
-    nodes = results.nodes_of(mapNode)
-    assert nodes.segmentation.GetSegmentation().GetNumberOfSegments() == 0
-    assert widget.ui.findingsTable.rowCount == 0
-    text = "No finding at this threshold; the highest value of the map is z 8.0."
-    assert widget.ui.findingsLabel.text == text
-    assert mapNode.GetAttribute("UADBench.Threshold") == "9.5"
-
-
-def test_threshold_cannot_be_moved_when_the_worker_has_gone(widget):
-    widget.ui.applyButton.fire("clicked", False)
-    wait(widget)
-    widget.logic.close()
-    widget.showFindings()
-    assert not widget.ui.thresholdSlider.enabled and "detect again" in widget.ui.thresholdSlider.toolTip
-    with pytest.raises(volumes.SceneError, match="JOB_UNKNOWN"):
-        widget.logic.moveThreshold(widget._parameterNode.resultMap, 4.0)
-
-
-def test_next_previous_and_double_click_jump_to_the_peak(widget, volume):
-    view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
-    view.SetOrientationToAxial()
-    widget.ui.applyButton.fire("clicked", False)
-    wait(widget)
-    widget.ui.findingsTable.fire("cellDoubleClicked", 0, 2)
-    expected = (volumes.world_affine(volume) @ [7, 5, 4, 1])[:3]
-    place = [view.GetSliceToRAS().GetElement(k, 3) for k in range(3)]
-    np.testing.assert_allclose(place, expected, atol=1e-4)
-    widget.ui.nextButton.fire("clicked", False)
-    assert widget.ui.findingsTable.row == 0, "after the last there is none"
-    widget.ui.previousButton.fire("clicked", False)
-    assert widget.ui.findingsTable.row == 0
-
-
-def test_nothing_is_installed_without_asking(widget, module, monkeypatch):
-    monkeypatch.setattr(module.UADBenchLogic, "missingPackages", lambda _self: ["torch", "nibabel"])
-    installed = application.MagicMock()
-    monkeypatch.setattr(module.UADBenchLogic, "installPackages", installed)
-    slicer.util.confirmOkCancelDisplay.return_value = False
-    widget.ui.applyButton.fire("clicked", False)
-    question = slicer.util.confirmOkCancelDisplay.call_args.args[0]
-    assert "torch, nibabel" in question and not installed.called and widget._job is None
-    slicer.util.confirmOkCancelDisplay.return_value = True
-    widget.ui.applyButton.fire("clicked", False)
-    installed.assert_called_once()
-    wait(widget)
-
-
-def test_nothing_is_installed_into_the_users_own_interpreter(widget, module, monkeypatch):
-    monkeypatch.setattr(module.UADBenchLogic, "missingPackages", lambda _self: ["torch"])
-    application.Settings.values[module.PYTHON_SETTING] = "/home/reader/venv/bin/python"
-    widget.ui.applyButton.fire("clicked", False)
-    assert "torch" in slicer.util.errorDisplay.call_args.args[0]
-    assert not slicer.util.confirmOkCancelDisplay.called and widget._job is None
-
-
-def test_closing_the_scene_stops_the_worker(widget, client):
-    widget._parameterNode.device = "slow"
-    widget.ui.applyButton.fire("clicked", False)
-    assert client.alive
-    slicer.mrmlScene.Clear(0)
-    assert not client.alive and widget._job is None and not widget._pollTimer.active
-
-
-def test_views_without_a_layout_manager_are_left_alone(widget):
-    assert slicer.app.layoutManager() is None
-    composite = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
-    widget.ui.applyButton.fire("clicked", False)
-    wait(widget)
-    assert composite.GetForegroundVolumeID() is None
-    composite.SetForegroundVolumeID(widget._parameterNode.resultMap.GetID())
-    widget._parameterNode.mapOpacity = 0.25
-    assert composite.GetForegroundOpacity() == 0.25
+def test_an_application_without_sample_data_is_none_the_worse(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, "SampleData", None)
+    module.registerSampleData()

@@ -11,7 +11,7 @@ import numpy as np
 import phantom
 import pytest
 from picture import slice_picture
-from UADBenchScene import results, volumes
+from UADBenchScene import findings, results, volumes
 
 ORIENTATIONS = ("Axial", "Coronal", "Sagittal")
 
@@ -24,7 +24,7 @@ def seen(scene, tmp_path):
     volume.GetDisplayNode().SetWindowLevelMinMax(0, 900)
     volume.SetAndObserveTransformNodeID(scene.transform(phantom.affine_of((1, 1, 1), (0, 10, 0))).GetID())
     nodes = results.add_result(volume, phantom.result(volumes.world_affine(volume)))
-    place = results.place_of_finding(nodes.findings, 0)
+    place = findings.place_of(nodes.findings, 0)
     pictures = [slice_picture(scene, nodes, name, place) for name in ORIENTATIONS]
     # UADBENCH_PICTURES keeps the picture for somebody to look at.
     folder = Path(os.environ.get("UADBENCH_PICTURES", tmp_path))

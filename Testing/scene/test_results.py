@@ -10,7 +10,7 @@ import pytest
 import slicer
 import vtk
 from conftest import ROOT, Scene, matrix
-from UADBenchScene import results, volumes
+from UADBenchScene import display, findings, results, segments, volumes
 from vtk.util.numpy_support import vtk_to_numpy
 
 MM = {"oblique": phantom.affine_of(degrees=(12, -25, 40)), "left-handed": phantom.affine_of(left_handed=True)}
@@ -64,7 +64,7 @@ def test_map_segmentation_and_table_agree_on_the_place_of_the_peak(volume):
     nodes = add(volume)
     expected = (volumes.world_affine(volume) @ [*phantom.CENTRES[0], 1])[:3]
     np.testing.assert_allclose(brightest_place(nodes.map), expected, atol=1e-4)
-    np.testing.assert_allclose(results.place_of_finding(nodes.findings, 0), expected, atol=1e-4)
+    np.testing.assert_allclose(findings.place_of(nodes.findings, 0), expected, atol=1e-4)
     places = segment_places(nodes.segmentation, 0)
     np.testing.assert_allclose(places.mean(axis=0), expected, atol=0.3)
     assert np.linalg.norm(places - expected, axis=1).min() < 1e-3
@@ -83,11 +83,11 @@ def test_map_is_on_the_lattice_of_the_input(volume):
 
 def test_findings_follow_a_transform_that_is_moved_later(scene, volume):
     nodes = add(volume)
-    before = results.place_of_finding(nodes.findings, 0)
+    before = findings.place_of(nodes.findings, 0)
     move = scene.transform(phantom.affine_of(spacing=(1, 1, 1), degrees=(40, 0, 9)), "later")
     for node in (volume, nodes.map, nodes.segmentation):
         node.SetAndObserveTransformNodeID(move.GetID())
-    after = results.place_of_finding(nodes.findings, 0)
+    after = findings.place_of(nodes.findings, 0)
     np.testing.assert_allclose(after, brightest_place(nodes.map), atol=1e-4)
     assert np.linalg.norm(after - before) > 1
 
@@ -96,12 +96,12 @@ def test_jumping_to_a_finding_centres_the_slice_on_it(scene, volume):
     nodes = add(volume)
     view = scene.mrml.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
     view.SetOrientationToAxial()
-    place = results.place_of_finding(nodes.findings, 1)
+    place = findings.place_of(nodes.findings, 1)
     slicer.vtkMRMLSliceNode.JumpAllSlices(scene.mrml, *place, slicer.vtkMRMLSliceNode.CenteredJumpSlice)
     to_ras = view.GetSliceToRAS()
     np.testing.assert_allclose([to_ras.GetElement(k, 3) for k in range(3)], place, atol=1e-6)
     with pytest.raises(volumes.SceneError, match="NO_SUCH_FINDING"):
-        results.place_of_finding(nodes.findings, 2)
+        findings.place_of(nodes.findings, 2)
 
 
 # -------------------------------------------------------------------------------------------------- display
@@ -110,17 +110,17 @@ def test_jumping_to_a_finding_centres_the_slice_on_it(scene, volume):
 def test_scale_is_fixed_and_shared_by_all_models(volume):
     first, second = add(volume), add(volume, model="fae-t1w-compact", centres=phantom.CENTRES[:1])
     for nodes in (first, second):
-        display = nodes.map.GetDisplayNode()
-        assert not display.GetAutoWindowLevel()
-        assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == results.SCALE
-        assert display.GetApplyThreshold() and display.GetLowerThreshold() == 3.0
-        assert display.GetUpperThreshold() > 1e20
+        shown = nodes.map.GetDisplayNode()
+        assert not shown.GetAutoWindowLevel()
+        assert (shown.GetWindowLevelMin(), shown.GetWindowLevelMax()) == display.SCALE
+        assert shown.GetApplyThreshold() and shown.GetLowerThreshold() == 3.0
+        assert shown.GetUpperThreshold() > 1e20
     assert first.map.GetDisplayNode().GetColorNodeID() == second.map.GetDisplayNode().GetColorNodeID()
 
 
 def test_colours_rise_in_lightness_for_any_colour_vision(scene):
-    node = results.colours(scene.mrml)
-    assert results.colours(scene.mrml) is node
+    node = display.colours(scene.mrml)
+    assert display.colours(scene.mrml) is node
     rgb = np.array([node.GetLookupTable().GetTableValue(i)[:3] for i in range(node.GetNumberOfColors())])
     lightness = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [
         0.2126,
@@ -177,7 +177,7 @@ def test_segments_are_named_tagged_and_placed_by_finding(volume):
 def test_terminology_file_has_the_term_of_the_segments():
     path = ROOT / "UADBench" / "Resources" / "UADBench.term.json"
     document = json.loads(path.read_text(encoding="utf-8"))
-    context, category, kind, *_rest = results.TERMINOLOGY.split("~")
+    context, category, kind, *_rest = segments.TERMINOLOGY.split("~")
     assert document["SegmentationCategoryTypeContextName"] == context
     found = document["SegmentationCodes"]["Category"][0]
     assert category == f"SCT^{found['CodeValue']}^{found['CodeMeaning']}"
@@ -189,9 +189,9 @@ def test_terminology_file_has_the_term_of_the_segments():
 def test_table_has_the_columns_of_the_command_line(volume):
     from UADBenchLib.inference.findings import COLUMNS
 
-    assert tuple(name for name, *_rest in results.COLUMNS) == COLUMNS
+    assert tuple(name for name, *_rest in findings.COLUMNS) == COLUMNS
     table = add(volume).findings
-    rows = results.rows_of(table)
+    rows = findings.rows_of(table)
     assert [row["index"] for row in rows] == [1, 2] and rows[0]["peak_z"] == 9.0
     assert np.isnan(rows[0]["overlap"]) and rows[0]["status"] == ""
     assert table.GetColumnUnitLabel("volume_ml") == "ml" and table.GetLocked()
@@ -212,7 +212,7 @@ def test_no_finding_is_a_result(volume):
     outcome.findings = []
     nodes = results.add_result(volume, outcome)
     assert nodes.segmentation.GetSegmentation().GetNumberOfSegments() == 0
-    assert results.rows_of(nodes.findings) == []
+    assert findings.rows_of(nodes.findings) == []
     assert nodes.map.GetImageData().GetScalarRange()[1] == 9.0
 
 
@@ -220,11 +220,11 @@ def test_many_findings_share_the_last_segment(volume):
     centres = [(10 + 10 * i, 10 + 10 * j, 50) for i in range(8) for j in range(8)]
     nodes = add(volume, centres=centres)
     segmentation = nodes.segmentation.GetSegmentation()
-    assert segmentation.GetNumberOfSegments() == results.SEGMENTS + 1
-    last = segmentation.GetNthSegment(results.SEGMENTS)
-    assert last.GetName() == f"{results.OTHER_FINDINGS} ({len(centres) - results.SEGMENTS})"
-    assert len(results.rows_of(nodes.findings)) == len(centres)
-    counted = sum(len(segment_places(nodes.segmentation, k)) for k in range(results.SEGMENTS + 1))
+    assert segmentation.GetNumberOfSegments() == segments.SEGMENTS + 1
+    last = segmentation.GetNthSegment(segments.SEGMENTS)
+    assert last.GetName() == f"{results.OTHER_FINDINGS} ({len(centres) - segments.SEGMENTS})"
+    assert len(findings.rows_of(nodes.findings)) == len(centres)
+    counted = sum(len(segment_places(nodes.segmentation, k)) for k in range(segments.SEGMENTS + 1))
     assert counted == int(phantom.result(MM["oblique"], centres=centres).mask.sum())
 
 
@@ -257,7 +257,7 @@ def test_moving_the_threshold_changes_the_nodes_of_the_result(volume):
     )
     assert nodes.segmentation.GetSegmentation().GetNumberOfSegments() == 1
     assert 0 < len(segment_places(nodes.segmentation, 0)) < before
-    assert [row["peak_z"] for row in results.rows_of(nodes.findings)] == [9.0]
+    assert [row["peak_z"] for row in findings.rows_of(nodes.findings)] == [9.0]
     assert nodes.map.GetDisplayNode().GetLowerThreshold() == 7.0
     assert nodes.findings.GetAttribute("UADBench.Threshold") == "7"
     assert nodes.segmentation.GetAttribute("UADBench.OperatingPoint") == "user"
@@ -267,14 +267,14 @@ def test_moving_the_threshold_changes_the_nodes_of_the_result(volume):
 def test_an_edited_segmentation_is_left_alone(volume, edit):
     nodes = add(volume)
     segmentation = nodes.segmentation.GetSegmentation()
-    assert not results.is_edited(nodes.segmentation)
+    assert not segments.is_edited(nodes.segmentation)
     if edit == "rename":
         segmentation.GetNthSegment(0).SetName("metastasis?")
     elif edit == "remove":
         segmentation.RemoveSegment(segmentation.GetNthSegmentID(1))
     else:
         segmentation.GetNthSegment(0).GetRepresentation("Binary labelmap").SetScalarComponentFromDouble(3, 3, 3, 0, 1)
-    assert results.is_edited(nodes.segmentation)
+    assert segments.is_edited(nodes.segmentation)
     kept = [segmentation.GetNthSegment(k).GetName() for k in range(segmentation.GetNumberOfSegments())]
     changed = results.change_threshold(nodes.map, moved(volume, 7.0))
     assert changed.segmentation is not nodes.segmentation
@@ -289,14 +289,14 @@ def test_removed_nodes_come_back_with_the_next_threshold(scene, volume):
     scene.mrml.RemoveNode(nodes.findings)
     changed = results.change_threshold(nodes.map, moved(volume, 4.0))
     assert changed.segmentation.GetSegmentation().GetNumberOfSegments() == 2
-    assert len(results.rows_of(changed.findings)) == 2
+    assert len(findings.rows_of(changed.findings)) == 2
 
 
 def test_a_volume_that_changed_or_left_is_refused(scene, volume):
     outcome = phantom.result(volumes.world_affine(volume))
     nodes = results.add_result(volume, outcome)
     count = scene.mrml.GetNumberOfNodes()
-    volume.SetAndObserveImageData(results._image(np.zeros((3, 4, 5)), np.float32))
+    volume.SetAndObserveImageData(volumes.image_of(np.zeros((3, 4, 5)), np.float32))
     with pytest.raises(volumes.SceneError, match="LATTICE_CHANGED"):
         results.add_result(volume, outcome)
     scene.mrml.RemoveNode(volume)
@@ -359,11 +359,12 @@ def test_a_saved_result_is_restored(restored):
     found = results.nodes_of(after)
     assert results.input_of(after).GetName() == "sub-1_T1w"
     assert found.segmentation.GetName() == before.segmentation.GetName()
-    for old, new in zip(vars(before).values(), vars(found).values(), strict=True):
+    for part in ("map", "segmentation", "findings"):
+        old, new = getattr(before, part), getattr(found, part)
         for name in ("Role", "Model", "Threshold", "OperatingPoint", "Origin", "Unit", "Summary"):
             assert new.GetAttribute(f"UADBench.{name}") == old.GetAttribute(f"UADBench.{name}")
     assert json.loads(after.GetAttribute("UADBench.Summary")) == phantom.result(MM["oblique"]).summary
-    old_rows, new_rows = results.rows_of(before.findings), results.rows_of(found.findings)
+    old_rows, new_rows = findings.rows_of(before.findings), findings.rows_of(found.findings)
     for old, new in zip(old_rows, new_rows, strict=True):
         numbers = {name: value for name, value in old.items() if isinstance(value, float)}
         assert {name: new[name] for name in numbers} == pytest.approx(numbers, abs=1e-4, nan_ok=True)
@@ -376,7 +377,7 @@ def test_a_restored_result_is_in_its_place_with_its_tags(restored):
     before, after, _other = restored
     found = results.nodes_of(after)
     np.testing.assert_allclose(brightest_place(after), brightest_place(before.map), atol=1e-3)
-    np.testing.assert_allclose(results.place_of_finding(found.findings, 0), brightest_place(before.map), atol=1e-3)
+    np.testing.assert_allclose(findings.place_of(found.findings, 0), brightest_place(before.map), atol=1e-3)
     for index in range(2):
         old, new = segment_places(before.segmentation, index), segment_places(found.segmentation, index)
         np.testing.assert_allclose(new.mean(axis=0), old.mean(axis=0), atol=1e-3)
@@ -384,17 +385,17 @@ def test_a_restored_result_is_in_its_place_with_its_tags(restored):
     peak, entry = vtk.reference(""), vtk.reference("")
     segment = found.segmentation.GetSegmentation().GetNthSegment(0)
     assert segment.GetTag("UADBench.PeakZ", peak) and str(peak) == "9"
-    assert segment.GetTag("TerminologyEntry", entry) and str(entry) == results.TERMINOLOGY
+    assert segment.GetTag("TerminologyEntry", entry) and str(entry) == segments.TERMINOLOGY
 
 
 def test_a_restored_result_looks_the_same(restored):
     before, after, other = restored
     old, new = before.map.GetDisplayNode(), after.GetDisplayNode()
-    assert (new.GetWindowLevelMin(), new.GetWindowLevelMax()) == results.SCALE
+    assert (new.GetWindowLevelMin(), new.GetWindowLevelMax()) == display.SCALE
     assert not new.GetAutoWindowLevel() and new.GetApplyThreshold()
     assert new.GetLowerThreshold() == old.GetLowerThreshold()
     assert new.GetColorNode().GetAttribute("UADBench.Role") == "colours"
-    assert results.colours(other.mrml) is new.GetColorNode()
+    assert display.colours(other.mrml) is new.GetColorNode()
     for index in (0, 100, 255):
         values = [d.GetColorNode().GetLookupTable().GetTableValue(index) for d in (old, new)]
         np.testing.assert_allclose(*values, atol=0.01)
@@ -404,12 +405,13 @@ def test_colours_come_back_when_their_file_was_not_saved(restored):
     _before, after, other = restored
     node = after.GetDisplayNode().GetColorNode()
     node.SetNumberOfColors(0)
-    assert results.colours(other.mrml) is node and node.GetNumberOfColors() == 256
+    assert display.colours(other.mrml) is node and node.GetNumberOfColors() == 256
 
 
 def test_a_restored_segmentation_does_not_count_as_edited(restored):
     _before, after, _other = restored
-    assert not results.is_edited(results.nodes_of(after).segmentation)
+    assert not segments.is_edited(results.nodes_of(after).segmentation)
+    assert not findings.is_edited(results.nodes_of(after).findings)
 
 
 def test_world_geometry_survives_a_transform_read_from_a_matrix(scene):

@@ -128,16 +128,25 @@ def test_mask_on_the_same_voxels(scene):
     node = scene.volume(counted(), AFFINES["oblique"])
     labels = (counted() % 3).astype(np.int16)
     mask = scene.volume(labels, AFFINES["oblique"], name="mask", kind="LabelMapVolume")
-    found = volumes.read_mask(mask, node)
-    assert found.dtype == np.uint8
+    found, resampled = volumes.read_mask(mask, node)
+    assert found.dtype == np.uint8 and not resampled
     np.testing.assert_array_equal(found, labels != 0)
 
 
-def test_mask_on_other_voxels_is_refused(scene):
+def test_mask_under_a_warp_is_refused(scene):
     node = scene.volume(counted(), AFFINES["oblique"])
-    mask = scene.volume(counted(), AFFINES["plain"], name="mask", kind="LabelMapVolume")
-    with pytest.raises(volumes.SceneError, match="MASK_LATTICE"):
+    mask = scene.volume(counted(), AFFINES["oblique"], name="mask", kind="LabelMapVolume")
+    warp = scene.mrml.AddNewNodeByClass("vtkMRMLTransformNode", "warp")
+    warp.SetAndObserveTransformToParent(vtk.vtkThinPlateSplineTransform())
+    mask.SetAndObserveTransformNodeID(warp.GetID())
+    with pytest.raises(volumes.SceneError, match="NONLINEAR_TRANSFORM"):
         volumes.read_mask(mask, node)
+
+
+def test_a_result_is_no_scan(scene):
+    node = scene.volume(counted(), AFFINES["plain"])
+    node.SetAttribute("UADBench.Role", "map")
+    assert refuse(node).code == "OWN_RESULT"
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,14 @@ def until(client: WorkerClient, *kinds: str, seconds: float = 20.0) -> list[dict
     raise AssertionError(f"none of {kinds} within {seconds} s, only {[event['event'] for event in events]}")
 
 
+def results_of(client: WorkerClient, count: int) -> list[dict]:
+    """Poll until a number of results have come, and return them."""
+    found: list[dict] = []
+    while len(found) < count:
+        found += [event for event in until(client, "result") if event["event"] == "result"]
+    return found
+
+
 def test_nothing_is_started_before_it_is_needed(client, folders):
     assert not client.alive and not client.busy and client.poll() == [] and folders() == []
 
@@ -97,7 +105,7 @@ def test_progress_and_result(client, folders):
 
 
 def test_no_array_of_a_finished_job_is_left(client, folders):
-    client.detect(scan(), AFFINE, ["a"], brain_mask=np.ones(SHAPE, np.uint8), reference=np.zeros(SHAPE, np.uint8))
+    client.detect(scan(), AFFINE, ["a"], brain_mask=np.ones(SHAPE, np.uint8))
     until(client, "result")
     assert [list(folder.iterdir()) for folder in folders()] == [[]]
     assert not client.busy
@@ -116,9 +124,54 @@ def test_threshold_of_a_finished_job(client, folders):
         client.threshold(job, "a", threshold)
         (event,) = until(client, "result")
         (row,) = event["detections"]
-        assert event["answers"] == "threshold" and row["threshold"] == threshold and "map" not in row
+        assert event["kind"] == "threshold" and row["threshold"] == threshold and "map" not in row
         assert row["mask"].sum() == count and len(row["findings"]) == min(count, 1)
         assert [list(folder.iterdir()) for folder in folders()] == [[]]
+
+
+def test_a_reference_can_be_compared_with_and_leaves_no_file(client, folders):
+    job = client.detect(scan(), AFFINE, ["a", "b"])
+    until(client, "result")
+    reference = (scan() >= 5).astype(np.uint8)
+    client.compare(job, reference, 90.0)
+    client.compare(job, None)
+    first, second = results_of(client, 2)
+    assert first["kind"] == second["kind"] == "compare"
+    row = first["detections"][1]
+    assert row["metrics"]["percentile"] == 90.0 and row["metrics"]["reference_ml"] == reference.sum()
+    assert row["curve"]["dice"][10] == 2 * reference.sum() / (reference.sum() + (scan() > 5).sum())
+    assert "metrics" not in second["detections"][1]
+    assert [list(folder.iterdir()) for folder in folders()] == [[]]
+
+
+def test_maps_of_an_earlier_session_can_be_thresholded(client, folders):
+    job = client.remember(AFFINE, [{"model": "a", "map": scan(), "threshold": 3.0, "summary": {"x": 1}}])
+    assert client.has(job)
+    client.threshold(job, "a", 7.0, smoothing_mm=1.0, operating_point="strict", origin="known")
+    results = results_of(client, 2)
+    assert [event["kind"] for event in results] == ["remember", "threshold"]
+    (row,) = results[1]["detections"]
+    assert row["mask"].sum() == 1 and row["operating_point"] == "strict" and row["origin"] == "known"
+    assert [list(folder.iterdir()) for folder in folders()] == [[]]
+
+
+def test_what_was_longest_not_asked_for_is_forgotten_first(client, folders):
+    jobs = [client.detect(scan(), AFFINE, ["a"]) for _number in range(3)]
+    results_of(client, 3)
+    client.threshold(jobs[0], "a", 7.0)
+    until(client, "result")
+    jobs.append(client.detect(scan(), AFFINE, ["a"]))
+    until(client, "result")
+    assert [client.has(job) for job in jobs] == [True, False, True, True]
+    client.threshold(jobs[0], "a", 5.0)
+    assert until(client, "result")[-1]["job"] == jobs[0], "the worker has kept the same ones"
+    assert len(folders()) == 3
+
+
+def test_out_of_memory_comes_with_offers(client):
+    client.detect(scan(), AFFINE, ["a"], device="memory")
+    event = until(client, "failed")[-1]
+    assert event["code"] == "OUT_OF_MEMORY" and event["offers"] == [{"batch": 2}, {"device": "cpu"}]
 
 
 def test_threshold_of_an_unknown_job_fails(client):

@@ -1,18 +1,20 @@
 """A volume node as an array with its place in space, or a plain refusal.
 
 Arrays are in (i, j, k) order and affines map voxel indices to RAS millimetres of the world, parent
-transform included. The node is only read: nothing is hardened, resampled or written. Results come back
-through ``results``.
+transform included. The node is only read: nothing is hardened or written, and only masks are resampled, by the one
+rule that ``read_mask`` states. Results come back through ``results``.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import slicer
 import vtk
-from vtk.util.numpy_support import vtk_to_numpy
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 SCALAR_VOLUME = "vtkMRMLScalarVolumeNode"
 
@@ -62,7 +64,7 @@ def check_volume(node: Any) -> None:
     Raises
     ------
     SceneError
-        NO_VOLUME, LABEL_MAP, VECTOR_VOLUME, DIFFUSION_VOLUME, VOLUME_KIND, EMPTY_VOLUME, MULTI_COMPONENT,
+        NO_VOLUME, LABEL_MAP, VECTOR_VOLUME, DIFFUSION_VOLUME, VOLUME_KIND, OWN_RESULT, EMPTY_VOLUME, MULTI_COMPONENT,
         NONLINEAR_TRANSFORM or SINGULAR_GEOMETRY.
     """
     if node is None or node.GetScene() is None:
@@ -73,6 +75,8 @@ def check_volume(node: Any) -> None:
             kind, ("VOLUME_KIND", f"is a {kind}", "choose a scalar volume with one three-dimensional image")
         )
         raise SceneError(code, f"'{name}' {what}", advice)
+    if node.GetAttribute("UADBench.Role"):
+        raise SceneError("OWN_RESULT", f"'{name}' is a result of a detection", "choose the scan that it came from")
     image = node.GetImageData()
     if image is None or 0 in image.GetDimensions() or image.GetPointData().GetScalars() is None:
         raise SceneError("EMPTY_VOLUME", f"'{name}' has no image in it", "load the scan again")
@@ -82,19 +86,24 @@ def check_volume(node: Any) -> None:
             f"'{name}' has {image.GetNumberOfScalarComponents()} values in each voxel",
             "make a single-component volume with the Vector to Scalar Volume module",
         )
-    transform = node.GetParentTransformNode()
-    if transform is not None and not transform.IsTransformToWorldLinear():
-        raise SceneError(
-            "NONLINEAR_TRANSFORM",
-            f"'{name}' is under the non-linear transform '{transform.GetName()}'",
-            "clone the volume, harden the transform on the clone (Transforms module), choose the clone",
-        )
+    _check_transform(node)
     determinant = float(np.linalg.det(world_affine(node)[:3, :3]))
     if not np.isfinite(determinant) or abs(determinant) < 1e-9:
         raise SceneError(
             "SINGULAR_GEOMETRY",
             f"the voxels of '{name}' have no volume",
             "correct spacing and orientation in the Volumes module, or the matrix of the parent transform",
+        )
+
+
+def _check_transform(node: Any) -> None:
+    """Refuse a node under a transform that is not linear."""
+    transform = node.GetParentTransformNode()
+    if transform is not None and not transform.IsTransformToWorldLinear():
+        raise SceneError(
+            "NONLINEAR_TRANSFORM",
+            f"'{node.GetName()}' is under the non-linear transform '{transform.GetName()}'",
+            "clone it, harden the transform on the clone (Transforms module), choose the clone",
         )
 
 
@@ -106,14 +115,53 @@ def world_affine(node: Any) -> np.ndarray:
     numpy.ndarray
         Shape (4, 4), float64.
     """
-    ijk_to_ras = vtk.vtkMatrix4x4()
-    node.GetIJKToRASMatrix(ijk_to_ras)
-    transform = node.GetParentTransformNode()
-    if transform is not None:
-        to_world = vtk.vtkMatrix4x4()
-        transform.GetMatrixTransformToWorld(to_world)
-        vtk.vtkMatrix4x4.Multiply4x4(to_world, ijk_to_ras, ijk_to_ras)
-    return np.array([[ijk_to_ras.GetElement(row, column) for column in range(4)] for row in range(4)])
+    return parent_matrix(node) @ ijk_to_ras(node)
+
+
+def parent_matrix(node: Any) -> np.ndarray:
+    """Return the matrix of a node's linear parent transform to the world, shape (4, 4); the identity without one."""
+    to_world = vtk.vtkMatrix4x4()
+    if node.GetParentTransformNode() is not None:
+        node.GetParentTransformNode().GetMatrixTransformToWorld(to_world)
+    return array_of(to_world)
+
+
+def array_of(matrix: vtk.vtkMatrix4x4) -> np.ndarray:
+    """Return a VTK matrix as an array, shape (4, 4)."""
+    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+
+
+def matrix_of(array: np.ndarray) -> vtk.vtkMatrix4x4:
+    """Return an array, shape (4, 4), as a VTK matrix."""
+    matrix = vtk.vtkMatrix4x4()
+    for row in range(4):
+        for column in range(4):
+            matrix.SetElement(row, column, float(array[row, column]))
+    return matrix
+
+
+def ijk_to_ras(node: Any) -> np.ndarray:
+    """Return a volume's own matrix, shape (4, 4), parent transform apart."""
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return array_of(matrix)
+
+
+def image_of(array: np.ndarray, kind: type) -> vtk.vtkImageData:
+    """Return a copy of an (i, j, k) array as an image with unit spacing; geometry lives in the nodes."""
+    image = vtk.vtkImageData()
+    image.SetDimensions(*array.shape)
+    flat = np.ascontiguousarray(array.transpose(2, 1, 0), dtype=kind).ravel()
+    scalars = numpy_to_vtk(flat, deep=True)
+    scalars.SetName("ImageScalars")
+    image.GetPointData().SetScalars(scalars)
+    return image
+
+
+def voxels_of(image: vtk.vtkImageData) -> np.ndarray:
+    """Return an image's voxels as a view in (i, j, k) order; VTK's memory runs over i fastest."""
+    flat = vtk_to_numpy(image.GetPointData().GetScalars())
+    return flat.reshape(image.GetDimensions()[::-1]).transpose(2, 1, 0)
 
 
 def read_volume(node: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -136,40 +184,131 @@ def read_volume(node: Any) -> tuple[np.ndarray, np.ndarray]:
         As ``check_volume``.
     """
     check_volume(node)
-    return _voxels(node).astype(np.float32, order="C", copy=True), world_affine(node)
+    return voxels_of(node.GetImageData()).astype(np.float32, order="C", copy=True), world_affine(node)
 
 
-def read_mask(node: Any, volume: Any) -> np.ndarray:
-    """Copy a label map or scalar volume out of the scene as a mask on the lattice of ``volume``.
+def read_mask(node: Any, volume: Any) -> tuple[np.ndarray, bool]:
+    """Copy a segmentation, label map or scalar volume out of the scene as a mask on the voxels of ``volume``.
+
+    On other voxels than the scan's the nearest voxel decides: a voxel of the scan is inside where its centre lies in a
+    voxel that is not 0, transforms of both included. All segments of a segmentation count.
 
     Returns
     -------
-    numpy.ndarray
-        Shape (I, J, K), uint8: 1 where the node is not 0.
+    mask : numpy.ndarray
+        Shape (I, J, K), uint8: 1 inside.
+    resampled : bool
+        Whether the node has other voxels than the scan.
 
     Raises
     ------
     SceneError
-        EMPTY_VOLUME, or MASK_LATTICE when the two do not share their voxels.
+        EMPTY_VOLUME, NONLINEAR_TRANSFORM, or MASK_OUTSIDE when the node has voxels but none in the scan.
     """
-    image = node.GetImageData()
-    if image is None or image.GetPointData().GetScalars() is None:
-        raise SceneError("EMPTY_VOLUME", f"'{node.GetName()}' has no image in it", "load the mask again")
-    same_shape = image.GetDimensions() == volume.GetImageData().GetDimensions()
-    if not same_shape or not np.allclose(world_affine(node), world_affine(volume), atol=1e-3):
+    _check_transform(node)
+    target, shape = world_affine(volume), volume.GetImageData().GetDimensions()
+    mask, resampled, empty = np.zeros(shape, dtype=np.uint8), False, True
+    for inside, affine in _sources(node):
+        empty &= not inside.any()
+        if inside.shape == shape and np.allclose(affine, target, atol=1e-3):
+            mask |= inside
+        else:
+            resampled = True
+            _add_nearest(mask, target, inside, affine)
+    if not empty and not mask.any():
         raise SceneError(
-            "MASK_LATTICE",
-            f"'{node.GetName()}' and '{volume.GetName()}' do not share their voxels",
-            "resample the mask with the scan as reference (nearest neighbour)",
+            "MASK_OUTSIDE",
+            f"'{node.GetName()}' lies outside '{volume.GetName()}'",
+            "choose one that belongs to this scan, and check its transform",
         )
-    return (_voxels(node) != 0).astype(np.uint8, order="C")
+    return mask, resampled
 
 
-def _voxels(node: Any) -> np.ndarray:
-    """Return the voxels as a view in (i, j, k) order; VTK's memory runs over i fastest."""
-    image = node.GetImageData()
-    flat = vtk_to_numpy(image.GetPointData().GetScalars())
-    return flat.reshape(image.GetDimensions()[::-1]).transpose(2, 1, 0)
+def segments_on(node: Any, volume: Any) -> list[tuple[str, np.ndarray]]:
+    """Return name and mask (bool, on the voxels of ``volume``) of each segment, by the rule of ``read_mask``."""
+    target, shape = world_affine(volume), volume.GetImageData().GetDimensions()
+    segmentation = node.GetSegmentation()
+    names = [segmentation.GetNthSegment(n).GetName() for n in range(segmentation.GetNumberOfSegments())]
+    found = []
+    for name, (inside, affine) in zip(names, _sources(node), strict=True):
+        mask = np.zeros(shape, dtype=np.uint8)
+        if inside.shape == shape and np.allclose(affine, target, atol=1e-3):
+            mask |= inside
+        else:
+            _add_nearest(mask, target, inside, affine)
+        found.append((name, mask > 0))
+    return found
+
+
+def _sources(node: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return masks (bool, any shape) and world affines of what a node holds: one of a volume, one a segment."""
+    if not node.IsA("vtkMRMLSegmentationNode"):
+        image = node.GetImageData()
+        if image is None or image.GetPointData().GetScalars() is None:
+            raise SceneError("EMPTY_VOLUME", f"'{node.GetName()}' has no image in it", "load it again")
+        return [(voxels_of(image) != 0, world_affine(node))]
+    segmentation = slicer.vtkSegmentation()
+    segmentation.DeepCopy(node.GetSegmentation())
+    name = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
+    segmentation.CreateRepresentation(name)
+    sources = []
+    for number in range(segmentation.GetNumberOfSegments()):
+        segment = segmentation.GetNthSegment(number)
+        image = segment.GetRepresentation(name)
+        if image is None or image.GetPointData().GetScalars() is None:
+            sources.append((np.zeros((1, 1, 1), dtype=bool), np.eye(4)))
+            continue
+        matrix = vtk.vtkMatrix4x4()
+        image.GetImageToWorldMatrix(matrix)
+        start = np.eye(4)
+        start[:3, 3] = image.GetExtent()[::2]
+        sources.append((voxels_of(image) == segment.GetLabelValue(), parent_matrix(node) @ array_of(matrix) @ start))
+    return sources
+
+
+def _add_nearest(mask: np.ndarray, affine: np.ndarray, source: np.ndarray, source_affine: np.ndarray) -> None:
+    """Set the voxels of ``mask`` whose nearest voxel of ``source`` is inside; only the box that can be is looked at."""
+    if not source.any():
+        return
+    found = np.argwhere(source)
+    low, high = found.min(axis=0) - 1, found.max(axis=0) + 1
+    to_source = np.linalg.inv(source_affine) @ affine
+    corners = np.array([[(low, high)[(n >> k) & 1][k] for k in range(3)] + [1] for n in range(8)]).T
+    box = (np.linalg.inv(to_source) @ corners)[:3]
+    start = np.clip(np.floor(box.min(axis=1)).astype(int), 0, mask.shape)
+    stop = np.clip(np.ceil(box.max(axis=1)).astype(int) + 1, 0, mask.shape)
+    j, k = np.meshgrid(np.arange(start[1], stop[1]), np.arange(start[2], stop[2]), indexing="ij")
+    for i in range(start[0], stop[0]):
+        index = [np.floor(row[0] * i + row[1] * j + row[2] * k + row[3] + 0.5).astype(int) for row in to_source[:3]]
+        within = np.logical_and.reduce([(index[a] >= 0) & (index[a] < source.shape[a]) for a in range(3)])
+        plane = mask[i, start[1] : stop[1], start[2] : stop[2]]
+        plane[within] |= source[index[0][within], index[1][within], index[2][within]]
+
+
+def load_reference(scene: Any, path: str) -> Any:
+    """Read a file of labels (NIfTI, NRRD, MetaImage) into a new label map node.
+
+    Raises
+    ------
+    SceneError
+        FILE_UNREADABLE.
+    """
+    node = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", Path(path).name.partition(".")[0])
+    storage = scene.AddNewNodeByClass("vtkMRMLVolumeArchetypeStorageNode")
+    storage.SetFileName(str(path))
+    if not Path(path).is_file() or not storage.ReadData(node):
+        for unwanted in (node, storage):
+            scene.RemoveNode(unwanted)
+        raise SceneError(
+            "FILE_UNREADABLE", f"{Path(path).name} cannot be read", "choose a NIfTI, NRRD or MetaImage file of labels"
+        )
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+def instance_uids(volume: Any) -> list[str]:
+    """Return the SOP instance UIDs of a volume that was loaded from DICOM; none for any other."""
+    return (volume.GetAttribute("DICOM.instanceUIDs") or "").split()
 
 
 def contrast_in_name(name: str) -> str | None:

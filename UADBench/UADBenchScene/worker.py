@@ -14,6 +14,7 @@ worker finds its input closed and cleans up.
 from __future__ import annotations
 
 import collections
+import itertools
 import logging
 import math
 import os
@@ -37,15 +38,17 @@ from UADBenchLib.inference import protocol
 
 logger = logging.getLogger(__name__)
 
-WORKER = ("-m", "UADBenchLib.inference.worker")
+WORKER = ("-m", "UADBenchLib.reports.worker")
 JOBS_KEPT = 3
 """Finished jobs whose folder is kept for answers to other thresholds; the worker keeps as many maps."""
-ARRAYS = ("map", "mask", "brain_mask")
+ARRAYS = ("map", "mask", "brain_mask", "reconstruction", "residual")
 
 
 @dataclass
 class _Job:
-    """A job of the client: its folder, its lattice, and where it stands."""
+    """A job of the client: its folder, its lattice, where it stands, and the files of the requests about it that are
+    not answered yet; answers come in the order of the requests.
+    """
 
     name: str
     folder: Path
@@ -54,6 +57,7 @@ class _Job:
     finished: bool = False
     cancelled: bool = False
     deadline: float = math.inf
+    sent: collections.deque[list[str]] = field(default_factory=collections.deque)
 
 
 @dataclass
@@ -104,6 +108,7 @@ class WorkerClient:
         self._jobs: dict[str, _Job] = {}
         self._waiting: list[dict[str, Any]] = []
         self._cancelled: set[str] = set()
+        self._count = itertools.count(1)
         # Shared with the exit handler, which must not hold the client itself.
         self._processes: list[subprocess.Popen[bytes]] = []
         self._folders: set[Path] = set()
@@ -138,8 +143,9 @@ class WorkerClient:
         device: str = "auto",
         minimum_ml: float = 0.1,
         force: bool = False,
+        batch: int | None = None,
+        reconstruct: bool = False,
         brain_mask: np.ndarray | None = None,
-        reference: np.ndarray | None = None,
     ) -> str:
         """Start a detection and return the job's name.
 
@@ -155,10 +161,10 @@ class WorkerClient:
             T1w, T2w or FLAIR; None leaves it to the image.
         stem : str
             How the result's summary calls the scan. Not the name of a node: that may be a patient's.
-        operating_point, device, minimum_ml, force
+        operating_point, device, minimum_ml, force, batch, reconstruct
             As in the worker's messages.
-        brain_mask, reference : numpy.ndarray, optional
-            Masks of the same shape.
+        brain_mask : numpy.ndarray, optional
+            Of the same shape.
 
         Returns
         -------
@@ -170,29 +176,118 @@ class WorkerClient:
         OSError
             If the worker cannot be started or the arrays cannot be written.
         """
-        child = self._running()
-        name = uuid.uuid4().hex
-        folder = Path(tempfile.mkdtemp(prefix="uadbench-")).resolve()
-        self._folders.add(folder)
-        try:
-            names: dict[str, str | None] = {"voxels": _save(folder, "voxels", voxels, np.float32)}
-            for key, mask in (("brain_mask", brain_mask), ("reference", reference)):
-                names[key] = None if mask is None else _save(folder, key, mask, np.uint8)
-        except BaseException:
-            self._remove(folder)
-            raise
-        affine = np.asarray(affine, dtype=np.float64)
-        self._jobs[name] = _Job(name, folder, affine, voxels.shape)
-        scan = {"voxels": names.pop("voxels"), "affine": affine.tolist(), "contrast": contrast, "stem": stem}
         options = {"operating_point": operating_point, "device": device, "minimum_ml": float(minimum_ml)}
-        options["force"] = force
-        self._send(child, "detect", job=name, folder=str(folder), scan=scan, models=list(models), **options, **names)
-        return name
+        options |= {"force": force, "reconstruct": reconstruct}
+        if batch is not None:
+            options["batch"] = int(batch)
+        arrays = {"voxels": (voxels, np.float32), "brain_mask": (brain_mask, np.uint8)}
+        child, job, names = self._new_job(affine, voxels.shape, arrays)
+        scan = _scan_fields(names.pop("voxels"), job.affine, contrast, stem)
+        self._send(child, "detect", **self._of(job), scan=scan, models=list(models), **options, **names)
+        return job.name
 
-    def threshold(self, job: str, model: str, threshold: float, minimum_ml: float = 0.1) -> None:
-        """Ask for mask and findings of a finished job's map at another threshold; the answer is a
-        ``result`` event.
+    def check(
+        self,
+        voxels: np.ndarray,
+        affine: np.ndarray,
+        *,
+        contrast: str | None = None,
+        brain_mask: np.ndarray | None = None,
+    ) -> str:
+        """Ask what is to be noticed about a scan; parameters and errors are those of ``detect``."""
+        arrays = {"voxels": (voxels, np.float32), "brain_mask": (brain_mask, np.uint8)}
+        child, job, names = self._new_job(affine, voxels.shape, arrays)
+        scan = _scan_fields(names.pop("voxels"), job.affine, contrast, "scan")
+        self._send(child, "check", **self._of(job), scan=scan, **names)
+        return job.name
+
+    def remember(self, affine: np.ndarray, detections: Sequence[Mapping[str, Any]]) -> str:
+        """Give the worker maps that it no longer has, and return the name of the job that now has them.
+
+        Parameters
+        ----------
+        affine : numpy.ndarray
+            Shape (4, 4): voxel index to RAS millimetres.
+        detections : sequence of mapping
+            ``model``, ``map`` (shape (I, J, K)), ``threshold`` and ``summary``.
         """
+        arrays = {f"map_{number}": (entry["map"], np.float32) for number, entry in enumerate(detections)}
+        child, job, names = self._new_job(affine, detections[0]["map"].shape, arrays)
+        rows = [
+            {"model": one["model"], "map": name, "threshold": float(one["threshold"]), "summary": one["summary"]}
+            for one, name in zip(detections, names.values(), strict=True)
+        ]
+        # It counts as finished at once: what is asked about it is answered after it.
+        job.finished = True
+        job.sent.append([str(name) for name in names.values()])
+        self._send(child, "remember", **self._of(job), affine=job.affine.tolist(), detections=rows)
+        return job.name
+
+    def has(self, job: str) -> bool:
+        """Return whether requests about a finished job can be answered."""
+        return self.alive and job in self._jobs and self._jobs[job].finished
+
+    def threshold(self, job: str, model: str, threshold: float, minimum_ml: float = 0.1, **options: Any) -> None:
+        """Ask for mask and findings of a finished job's map at another threshold; the answer is a
+        ``result`` event. Options are those of the worker's messages: smoothing_mm, operating_point, origin.
+        """
+        fields = {"model": model, "threshold": float(threshold), "minimum_ml": float(minimum_ml), **options}
+        self._ask_about(job, "threshold", {}, fields)
+
+    def compare(self, job: str, reference: np.ndarray | None, percentile: float = 95.0) -> None:
+        """Ask what a finished job's maps are worth against a reference; the answer is a ``result`` event.
+
+        Raises
+        ------
+        OSError
+            If the reference cannot be written.
+        """
+        self._ask_about(job, "compare", {"reference": (reference, np.uint8)}, {"percentile": float(percentile)})
+
+    def export(
+        self,
+        job: str,
+        out: Path,
+        formats: Sequence[str],
+        voxels: np.ndarray,
+        *,
+        contrast: str | None = None,
+        stem: str = "scan",
+        reference: np.ndarray | None = None,
+        dicom: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Ask for files of a finished job; the answer is a ``result`` event with ``files``.
+
+        Parameters
+        ----------
+        job : str
+        out : pathlib.Path
+            Folder, absolute.
+        formats : sequence of str
+            ``"files"`` and ``"dicom-seg"``.
+        voxels, contrast, stem, reference
+            As ``detect``.
+        dicom : mapping, optional
+            ``labels`` (shape (I, J, K)), ``affine``, ``names``, ``series`` (files) and ``model``.
+
+        Raises
+        ------
+        OSError
+            If the arrays cannot be written.
+        """
+        arrays = {"voxels": (voxels, np.float32), "reference": (reference, np.uint8)}
+        fields: dict[str, Any] = {"out": str(out), "formats": list(formats)}
+        if dicom is not None:
+            arrays["labels"] = (dicom["labels"], np.uint8)
+            fields["dicom"] = dict(dicom) | {"affine": np.asarray(dicom["affine"]).tolist()}
+        affine = self._jobs[job].affine if job in self._jobs else np.eye(4)
+        fields["scan"] = _scan_fields(None, affine, contrast, stem)
+        self._ask_about(job, "export", arrays, fields)
+
+    def _ask_about(
+        self, job: str, request: str, arrays: Mapping[str, tuple[np.ndarray | None, type]], fields: dict[str, Any]
+    ) -> None:
+        """Send a request about a finished job, or say that it cannot be answered."""
         if job not in self._jobs or self._child is None:
             self._waiting.append(
                 {
@@ -200,18 +295,49 @@ class WorkerClient:
                     "job": job,
                     "code": "JOB_UNKNOWN",
                     "message": "the map of this result is no longer in the worker's memory",
-                    "advice": "detect again to move its threshold",
+                    "advice": "try again",
                 }
             )
             return
-        self._send(
-            self._child,
-            "threshold",
-            job=job,
-            model=model,
-            threshold=float(threshold),
-            minimum_ml=float(minimum_ml),
-        )
+        # As the worker, forget first what was longest not asked for.
+        entry = self._jobs[job] = self._jobs.pop(job)
+        names = self._save_arrays(entry.folder, arrays, f"_{next(self._count)}")
+        entry.sent.append([name for name in names.values() if name is not None])
+        for key, place in (("voxels", fields.get("scan")), ("labels", fields.get("dicom"))):
+            if key in names and place is not None:
+                place[key] = names.pop(key)
+        self._send(self._child, request, job=job, **fields, **names)
+
+    def _new_job(
+        self, affine: np.ndarray, shape: tuple[int, ...], arrays: Mapping[str, tuple[np.ndarray | None, type]]
+    ) -> tuple[_Child, _Job, dict[str, str | None]]:
+        """Make a job with a private folder that has its arrays; returns their file names too."""
+        child = self._running()
+        folder = Path(tempfile.mkdtemp(prefix="uadbench-")).resolve()
+        self._folders.add(folder)
+        try:
+            names = self._save_arrays(folder, arrays)
+        except BaseException:
+            self._remove(folder)
+            raise
+        job = _Job(uuid.uuid4().hex, folder, np.asarray(affine, dtype=np.float64), tuple(shape))
+        self._jobs[job.name] = job
+        return child, job, names
+
+    @staticmethod
+    def _save_arrays(
+        folder: Path, arrays: Mapping[str, tuple[np.ndarray | None, type]], suffix: str = ""
+    ) -> dict[str, str | None]:
+        """Write arrays into a job's folder and return their file names; None where there is no array."""
+        return {
+            key: None if one is None else _save(folder, f"{key}{suffix}", one, kind)
+            for key, (one, kind) in arrays.items()
+        }
+
+    @staticmethod
+    def _of(job: _Job) -> dict[str, str]:
+        """Return the fields by which a request names its job."""
+        return {"job": job.name, "folder": str(job.folder)}
 
     def request(self, name: str) -> None:
         """Send ``models`` or ``device``; the answer is a ``result`` event that has them."""
@@ -253,8 +379,8 @@ class WorkerClient:
         """Return the events since the last call, in order, without waiting.
 
         Events are those of ``UADBenchLib.inference.protocol``. In a ``result`` the arrays are there instead
-        of their file names, ``affine`` is that of the job, and ``answers`` is ``"detect"`` or
-        ``"threshold"``. A worker that died gives ``failed`` with code ``WORKER_DIED``.
+        of their file names, and ``affine`` is that of the job. A worker that died gives ``failed`` with code
+        ``WORKER_DIED``.
         """
         happened, self._waiting = self._waiting, []
         child = self._child
@@ -285,10 +411,16 @@ class WorkerClient:
         if job.cancelled and kind == "result":
             # It ended while ``cancel`` was on its way, which the worker will now answer with JOB_UNKNOWN.
             kind, event = "cancelled", {"event": "cancelled", "job": job.name}
+        if kind in ("result", "failed") and job.finished and job.sent:
+            for name in job.sent.popleft():
+                (job.folder / name).unlink(missing_ok=True)
         if kind == "result":
-            event["affine"], event["answers"] = job.affine, "threshold" if job.finished else "detect"
-            if not job.finished:
+            event["affine"] = job.affine
+            if event.get("kind") == "check":
+                self._drop(job)
+            elif not job.finished or event.get("kind") == "remember":
                 job.finished, job.deadline = True, math.inf
+                self._jobs[job.name] = self._jobs.pop(job.name)
                 self._forget_old_jobs()
         elif kind == "cancelled" or (kind == "failed" and not job.finished):
             self._drop(job)
@@ -552,6 +684,11 @@ def _with_arrays(event: dict[str, Any], job: _Job | None) -> dict[str, Any]:
     for name in names:
         (job.folder / name).unlink(missing_ok=True)
     return event
+
+
+def _scan_fields(voxels: str | None, affine: np.ndarray, contrast: str | None, stem: str) -> dict[str, Any]:
+    """Return the scan of a request."""
+    return {"voxels": voxels, "affine": affine.tolist(), "contrast": contrast, "stem": stem}
 
 
 def _save(folder: Path, name: str, array: np.ndarray, kind: type) -> str:

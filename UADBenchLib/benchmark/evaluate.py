@@ -231,7 +231,7 @@ def _measure(
     """Add the rows of one model to a record, and return the histogram to be kept."""
     z = z[case.box]
     fine = Histogram(bins_per_unit=FINE).add(z, case.reference, case.brain)
-    best, best_threshold = fine.best_dice()
+    best, best_threshold = fine.best_dice(lowest=0.0)
     voxels, ml = int(np.count_nonzero(case.brain)), case.scan.voxel_ml
     shared = {
         "brain_ml": voxels * ml,

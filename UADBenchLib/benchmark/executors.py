@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
 from UADBenchLib.benchmark.evaluate import Job, Outcome, empty_record, evaluate, failure
+from UADBenchLib.benchmark.plan import versions
 from UADBenchLib.errors import InputError
 from UADBenchLib.scan import Progress
 
@@ -170,11 +171,20 @@ def run_dask(
         elsewhere, each of which sees its own device only.
     alive : callable
         Called at least twice a second.
+
+    Raises
+    ------
+    InputError
+        ``WORKERS_DIFFER`` when a worker has other versions of what decides the numbers.
     """
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
-    futures = {client.submit(_on_worker, evaluate, job, tuple(devices), pure=False): job for job in jobs}
+    while not client.ncores():  # a queue may let them wait for hours
+        alive()
+        time.sleep(POLL_SECONDS)
+    same = versions()
+    futures = {client.submit(_on_worker, evaluate, job, tuple(devices), same, pure=False): job for job in jobs}
     done = as_completed(list(futures), with_results=False)
     try:
         for _ in range(len(futures)):
@@ -197,11 +207,21 @@ def _next(done: Any, alive: Alive) -> Any:
     return done.next()
 
 
-def _on_worker(function: Callable[[Job, str], Outcome], job: Job, devices: tuple[str, ...]) -> Outcome:
-    """Evaluate on a Dask worker, on the device of its number."""
+def _on_worker(
+    function: Callable[[Job, str], Outcome], job: Job, devices: tuple[str, ...], same: dict[str, str]
+) -> Outcome:
+    """Evaluate on a Dask worker, on the device of its number, if it has the versions ``same``."""
     from distributed import get_worker
 
-    name = get_worker().name
+    worker, own = get_worker(), versions()
+    for name, wanted in same.items():
+        if own.get(name) != wanted:
+            raise InputError(
+                "WORKERS_DIFFER",
+                f"the worker {worker.address} has {name} {own.get(name)}, the run was begun with {wanted}",
+                "install the same versions on all",
+            )
+    name = worker.name
     number = name if isinstance(name, int) else 0
     return function(job, devices[number % len(devices)])
 
@@ -213,7 +233,7 @@ def dask_client(scheduler: str | None, devices: Sequence[str]) -> Iterator[Clien
     Raises
     ------
     InputError
-        ``DEPENDENCY_MISSING`` without Dask, ``SCHEDULER_UNREACHABLE``, ``WORKERS_MISSING``, ``WORKERS_DIFFER``.
+        ``DEPENDENCY_MISSING`` without Dask, ``SCHEDULER_UNREACHABLE``.
     """
     try:
         import dask
@@ -238,26 +258,4 @@ def dask_client(scheduler: str | None, devices: Sequence[str]) -> Iterator[Clien
                 raise InputError(
                     "SCHEDULER_UNREACHABLE", f"no Dask scheduler answers at {scheduler}", "check --scheduler"
                 ) from error
-        _check_workers(client)
         yield client
-
-
-def _check_workers(client: Client) -> None:
-    """Refuse workers that would compute something else: other versions of what decides the numbers."""
-    try:
-        client.wait_for_workers(1, timeout=60)
-    except Exception as error:
-        raise InputError(
-            "WORKERS_MISSING", "the scheduler has no workers", "start some: `dask worker ADDRESS`"
-        ) from error
-    from UADBenchLib.benchmark.plan import versions
-
-    own = versions()
-    for address, theirs in client.run(versions).items():
-        if theirs != own:
-            name = next(key for key in own if theirs.get(key) != own[key])
-            raise InputError(
-                "WORKERS_DIFFER",
-                f"the worker {address} has {name} {theirs.get(name)}, here it is {own[name]}",
-                "install the same versions on all",
-            )

@@ -75,9 +75,9 @@ def make_plan(
     checks = [*_refuse_shared(chosen, names, rows), *_without_model(chosen, rows)]
     rows = [row for row in rows if row.contrast in {metadata.contrast for metadata in chosen.values()}]
     rule = LesionRule(minimum_reference_ml=minimum_lesion_ml)
-    name, ids = _cohort_name(Path(cohort)), scan_ids(rows)
+    ids = scan_ids(rows)
     run = Run(
-        cohort=name,
+        cohort=_cohort_name(Path(cohort)),
         fingerprint=_digest([_facts(row, scan_id) for row, scan_id in zip(rows, ids, strict=True)]),
         scans=len(rows),
         models={model: _run_model(metadata, names) for model, metadata in chosen.items()},
@@ -89,16 +89,23 @@ def make_plan(
         seed=SEED,
         versions=versions(),
     )
+    return Plan(run, _jobs(run, rows, ids, rule), [*checks, *check_files(rows)])
+
+
+def _jobs(run: Run, rows: Sequence[CohortScan], ids: Sequence[str], rule: LesionRule) -> list[Job]:
+    """What there is to do for each scan: the models of its contrast, at the thresholds of the run."""
     fingerprint = _digest(run.model_dump(mode="json"))
+    paths = {model: find_model(model) for model in run.models}
     jobs = []
     for row, scan_id in zip(rows, ids, strict=True):
-        fitting = {model: metadata for model, metadata in chosen.items() if metadata.contrast == row.contrast}
+        fitting = [model for model, known in run.models.items() if known.contrast == row.contrast]
         points = {
-            m: {name: metadata.operating_points[name].threshold for name in names} for m, metadata in fitting.items()
+            model: {name: point.threshold for name, point in run.models[model].operating_points.items()}
+            for model in fitting
         }
-        paths = {model: find_model(model) for model in fitting}
-        jobs.append(Job(scan_id, row.dataset or name, row, paths, points, minimum_ml, rule, fingerprint))
-    return Plan(run, jobs, [*checks, *check_files(rows)])
+        own = {model: paths[model] for model in fitting}
+        jobs.append(Job(scan_id, row.dataset or run.cohort, row, own, points, run.minimum_ml, rule, fingerprint))
+    return jobs
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,8 @@
 ``bundle``.
 
 Bundles lie in ``Resources/Models`` beside the package (source tree, installed extension), in
-``UADBenchLib/Resources/Models`` (wheel), and in the folders named by ``UADBENCH_MODELS``, which come first.
+``UADBenchLib/Resources/Models`` (wheel), in the user's own folder (``user_folder``), and in the folders named by
+``UADBENCH_MODELS``; the last come first, and the user's before what was shipped.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -33,11 +35,23 @@ def models_in(folder: Path) -> Iterator[None]:
         _NAMED.reset(token)
 
 
+def user_folder() -> Path:
+    """Where models go that a user adds; it need not exist."""
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share")
+    return base / "uadbench" / "models"
+
+
 def bundle_folders() -> list[Path]:
     """Folders that hold bundles, the user's first."""
     named = [*_NAMED.get(), *(Path(p) for p in os.environ.get("UADBENCH_MODELS", "").split(os.pathsep) if p)]
     shipped = [_PACKAGE.parent / "Resources" / "Models", _PACKAGE / "Resources" / "Models"]
-    return [folder for folder in (*named, *shipped) if folder.is_dir()]
+    return [folder for folder in (*named, user_folder(), *shipped) if folder.is_dir()]
 
 
 def list_models() -> list[dict[str, Any]]:

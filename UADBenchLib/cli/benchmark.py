@@ -94,7 +94,7 @@ def benchmark(
 
     if dry_run:
         summary = runner.preview(cohort, names, out, **options)
-        note_checks(summary.pop("checks"))
+        note_checks(summary["checks"])
         say_json(summary) if json else _say_preview(summary)
         return 0
     with progress_bar() as bar, _lines(bar) as progress:
@@ -102,7 +102,7 @@ def benchmark(
             cohort, names, out, validation=validation, executor=executor.value, scheduler=scheduler, workers=workers,
             progress=progress, **options,
         )  # fmt: skip
-    note_checks(summary.pop("checks"))
+    note_checks(summary["checks"])
     say_json(summary) if json else _say(summary)
     return 1 if summary["failed"] else 0
 

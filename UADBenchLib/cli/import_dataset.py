@@ -32,7 +32,7 @@ def import_dataset(
 
     with progress_bar() as progress:
         summary = importing.import_dataset(dataset, path, out, link=link, progress=progress)
-    note_checks(summary.pop("checks") if not json else summary["checks"])
+    note_checks(summary["checks"])
     if json:
         say_json(summary)
         return

@@ -42,8 +42,8 @@ def compare(
     Returns
     -------
     dict
-        ``dice``, ``average_precision``, ``best_dice`` and ``best_dice_threshold`` (to 1/64 z, no minimum
-        volume), ``false_positive_rate`` (flagged share of the brain outside the reference), the lesion-wise
+        ``dice``, ``average_precision``, ``best_dice`` and ``best_dice_threshold`` (to 1/64 z, from 0 on, no
+        minimum volume), ``false_positive_rate`` (flagged share of the brain outside the reference), the lesion-wise
         counts and ratios, ``reference_ml``, ``mask_ml``, and ``policy``, ``rule`` as records with a
         ``sentence``. Undefined values are NaN. ``average_precision``, ``best_dice`` and the rate count voxels
         of the brain mask; ``dice`` counts all.
@@ -54,7 +54,7 @@ def compare(
         GRID_MISMATCH when shapes differ, NON_FINITE when the map is not finite.
     """
     histogram = Histogram().add(map, reference, brain_mask)
-    best, threshold = histogram.best_dice(policy)
+    best, threshold = histogram.best_dice(policy, lowest=0.0)
     healthy = (brain_mask != 0) & (reference == 0)
     n_healthy = int(np.count_nonzero(healthy))
     flagged = int(np.count_nonzero((mask != 0) & healthy))
@@ -70,3 +70,38 @@ def compare(
         "policy": policy.record() | {"sentence": policy.sentence()},
         "rule": rule.record() | {"sentence": rule.sentence()},
     }
+
+
+def dice_by_threshold(
+    map: np.ndarray,
+    reference: np.ndarray,
+    brain_mask: np.ndarray,
+    *,
+    step: float = 0.125,
+    policy: EmptyCasePolicy = DEFAULT_POLICY,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Dice of the bare map (no least volume) at thresholds from 0 to its highest value.
+
+    Parameters
+    ----------
+    map, reference, brain_mask : numpy.ndarray
+        As ``compare``; voxels of the brain mask count.
+    step : float
+        Distance of the thresholds in z, a multiple of 1/64.
+
+    Returns
+    -------
+    thresholds, dice : numpy.ndarray
+        Shape (T,), T at least 2.
+
+    Raises
+    ------
+    InputError
+        As ``compare``.
+    """
+    histogram = Histogram().add(map, reference, brain_mask)
+    stride = max(1, round(step * histogram.bins_per_unit))
+    edges, curve = histogram.edges, histogram.dice_curve(policy)
+    first = int(np.searchsorted(edges, 0.0))
+    last = int(np.searchsorted(edges, max(step, float(map.max(initial=0.0))))) + stride
+    return edges[first:last:stride], curve[first:last:stride]

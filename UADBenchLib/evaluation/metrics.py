@@ -229,16 +229,18 @@ class Histogram:
         curve = 2.0 * true_positives / (flagged + n_true)
         return np.where(flagged == 0, policy.missed_dice, curve)
 
-    def best_dice(self, policy: EmptyCasePolicy = DEFAULT_POLICY) -> tuple[float, float]:
+    def best_dice(self, policy: EmptyCasePolicy = DEFAULT_POLICY, lowest: float = -math.inf) -> tuple[float, float]:
         """Return (best pooled Dice, the threshold where it is reached); (NaN, NaN) without a reference voxel.
 
+        Only thresholds of at least ``lowest`` count: 0 for a calibrated map, below which the whole brain is flagged.
         The threshold is chosen on the very scans it is scored on: an upper bound, never an operating point
         for them.
         """
         curve = self.dice_curve(policy)
         if int(self.positives.sum()) == 0 or np.all(np.isnan(curve)):
             return math.nan, math.nan
-        best = int(np.nanargmax(curve))
+        allowed = np.where(self.edges >= lowest, curve, -math.inf)
+        best = int(np.nanargmax(allowed))
         return float(curve[best]), float(self.edges[best])
 
     def coarser(self, factor: int) -> Histogram:

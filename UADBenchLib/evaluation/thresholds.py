@@ -94,7 +94,7 @@ def _rate_curve(histogram: Histogram) -> np.ndarray:
 
 
 def threshold_at_best_dice(histograms: Sequence[Histogram], sites: Sequence[str], subjects: Sequence[str]) -> Threshold:
-    """The edge with the highest mean Dice over scans that have a reference; scans weigh the same.
+    """The edge, from 0 on, with the highest mean Dice over scans that have a reference; scans weigh the same.
 
     Raises
     ------
@@ -108,8 +108,10 @@ def threshold_at_best_dice(histograms: Sequence[Histogram], sites: Sequence[str]
             "no validation scan has a lesion in its reference, and healthy scans cannot say where Dice is best",
             "add validation scans with references, or use a threshold at a healthy false-positive rate",
         )
-    curves = np.array([histograms[n].dice_curve() for n in lesion])
     edges = histograms[0].edges
+    # Below 0 a calibrated map has no scores: such a threshold would flag the whole brain.
+    curves = np.array([histograms[n].dice_curve()[edges >= 0] for n in lesion])
+    edges = edges[edges >= 0]
 
     def pick(rows: np.ndarray) -> tuple[float, float]:
         curve = curves[rows].mean(axis=0)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SMOOTHING_MM = 6.0
-COARSE_MM = 4.0
+COARSE_MM = 6.0
 FLOOR_QUANTILE = 0.5
 LEVEL_QUANTILE = 0.75
 FEWEST_SCANS = 5
@@ -112,8 +112,8 @@ def fit_reference(maps: Sequence[RawMap], voxel_mm: float) -> HealthyReference:
     return HealthyReference(mean.astype(np.float32), spread.astype(np.float32), level)
 
 
-def _coarse_grid(recipe: Recipe) -> tuple[tuple[int, int, int], np.ndarray]:
-    factor = COARSE_MM / recipe.voxel_mm
+def _coarse_grid(recipe: Recipe, voxel_mm: float) -> tuple[tuple[int, int, int], np.ndarray]:
+    factor = voxel_mm / recipe.voxel_mm
     shape = tuple(int(np.ceil(n / factor)) for n in recipe.shape)
     affine = recipe.affine.copy()
     affine[:3, :3] *= factor
@@ -123,7 +123,7 @@ def _coarse_grid(recipe: Recipe) -> tuple[tuple[int, int, int], np.ndarray]:
 
 def pack_reference(reference: HealthyReference, recipe: Recipe) -> dict[str, np.ndarray]:
     """The reference on the coarse grid that bundles carry; it is smooth, so that little is lost."""
-    shape, affine = _coarse_grid(recipe)
+    shape, affine = _coarse_grid(recipe, COARSE_MM)
     return {
         name: resample(getattr(reference, name), recipe.affine, shape, affine, order=1) for name in ("mean", "spread")
     }
@@ -142,7 +142,7 @@ def unpack_reference(bundle: Bundle) -> HealthyReference:
             "NOT_CALIBRATED", f"{bundle.metadata.id} has no healthy reference", "run `uadbench calibrate` on it"
         )
     recipe = bundle.recipe
-    _, affine = _coarse_grid(recipe)
+    _, affine = _coarse_grid(recipe, bundle.metadata.calibration.voxel_mm)
     fine = {}
     for name in ("mean", "spread"):
         # One more cell on every side: the outermost fine voxels lie beyond the outermost coarse centres.

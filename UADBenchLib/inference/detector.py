@@ -21,7 +21,7 @@ from UADBenchLib.inference.calibration import HealthyReference, unpack_reference
 from UADBenchLib.inference.device import choose_device
 from UADBenchLib.inference.domain import describe_domain, domain_checks
 from UADBenchLib.inference.findings import Finding, find
-from UADBenchLib.inference.scoring import score_volume
+from UADBenchLib.inference.scoring import reconstruct_volume, score_volume
 from UADBenchLib.preprocessing.contrast import settle_contrast
 from UADBenchLib.preprocessing.recipe import Prepared, Recipe, prepare
 from UADBenchLib.preprocessing.registration import load_template
@@ -71,8 +71,11 @@ class Detection:
         See ``inference.domain.describe_domain``.
     provenance : dict
         JSON-serialisable: model, hashes, versions, device, preparation steps.
-    reconstruction : numpy.ndarray or None
-        float32 pseudo-healthy scan in prepared intensity, from methods that have one.
+    minimum_ml, smoothing_mm : float
+        Least volume of a finding; standard deviation by which the map is smoothed before it is thresholded.
+    reconstruction, residual : numpy.ndarray or None
+        float32, where they were asked for and the method has them: the pseudo-healthy scan, and the scan minus it, both
+        in prepared intensity (tissue in about [0.1, 1]).
     reference : numpy.ndarray or None
         The boolean reference that the metrics were computed against.
     region_of : callable or None
@@ -97,7 +100,9 @@ class Detection:
     quality: dict[str, Any] = field(default_factory=dict)
     domain: dict[str, Any] | None = None
     minimum_ml: float = MINIMUM_ML
-    reconstruction: np.ndarray | None = None
+    smoothing_mm: float = 0.0
+    reconstruction: np.ndarray | None = field(default=None, repr=False)
+    residual: np.ndarray | None = field(default=None, repr=False)
     reference: np.ndarray | None = field(default=None, repr=False)
     region_of: Callable[[tuple[float, float, float]], str] | None = field(default=None, repr=False)
 
@@ -111,6 +116,7 @@ class Detection:
             "operating_point": self.operating_point,
             "threshold_origin": self.origin,
             "minimum_ml": self.minimum_ml,
+            "smoothing_mm": self.smoothing_mm,
             "findings": len(self.findings),
             "findings_ml": round(sum(finding.volume_ml for finding in self.findings), 3),
             "highest_z": round(float(inside.max()), 3) if inside.size else None,
@@ -135,6 +141,8 @@ def detect(
     device: str = "auto",
     minimum_ml: float = MINIMUM_ML,
     force: bool = False,
+    batch: int = 8,
+    reconstruct: bool = False,
     progress: Progress | None = None,
 ) -> list[Detection]:
     """Detect anomalies in a scan.
@@ -157,6 +165,10 @@ def detect(
         Least volume of a finding.
     force : bool
         Go on with a scan of unknown contrast that looks like neither T1w, T2w nor FLAIR.
+    batch : int
+        Slices that go through a network together; fewer need less memory.
+    reconstruct : bool
+        Also give the pseudo-healthy scan, where the method has one.
     progress : callable, optional
         Called with (stage, fraction of all); what it raises (``CancelledError``) ends the work.
 
@@ -189,9 +201,10 @@ def detect(
             prepared[bundle.recipe.hash] = prepare(scan, bundle.recipe, brain_mask=brain_mask, progress=start)
         span = (1 - PREPARATION_SHARE) / len(bundles)
         tell = _part(progress, PREPARATION_SHARE + number * span, PREPARATION_SHARE + (number + 1) * span)
-        found = _one(
-            scan, prepared[bundle.recipe.hash], bundle, healthy, reference, operating_point, target, minimum_ml, tell
-        )
+        ready = prepared[bundle.recipe.hash]
+        found = _one(scan, ready, bundle, healthy, reference, operating_point, target, minimum_ml, batch, tell)
+        if reconstruct:
+            found = _with_reconstruction(found, scan, ready, bundle, target, batch, tell)
         detections.append(replace(found, contrast=contrast, checks=[*checks, *found.checks]))
     if len(detections) > 1:
         detections.append(_consensus(detections, minimum_ml))
@@ -205,30 +218,113 @@ def warm_up() -> None:
     load_template()
 
 
-def rethreshold(detection: Detection, threshold: float, minimum_ml: float | None = None) -> Detection:
-    """The same detection at another threshold (in units of the map); nothing is computed again but mask, findings and
-    metrics.
+def rethreshold(
+    detection: Detection,
+    threshold: float,
+    minimum_ml: float | None = None,
+    smoothing_mm: float | None = None,
+    operating_point: str = "user",
+    origin: str = "chosen by the user",
+) -> Detection:
+    """The same detection at another threshold (in units of the map), least volume or smoothing; nothing is computed
+    again but mask, findings and metrics.
 
     Raises
     ------
     InputError
-        ``OPTION_INVALID`` for a threshold that is not a finite number of at least 0.
+        ``OPTION_INVALID`` for a threshold or a smoothing that is not a finite number of at least 0.
     """
-    if not np.isfinite(threshold) or threshold < 0:
-        raise InputError("OPTION_INVALID", f"the threshold is {threshold}", "give a number of at least 0")
     least = detection.minimum_ml if minimum_ml is None else minimum_ml
+    smoothing = detection.smoothing_mm if smoothing_mm is None else smoothing_mm
+    for name, value in (("threshold", threshold), ("smoothing", smoothing)):
+        if not np.isfinite(value) or value < 0:
+            raise InputError("OPTION_INVALID", f"the {name} is {value}", "give a number of at least 0")
     return _thresholded(
         replace(
-            detection, threshold=float(threshold), operating_point="user", origin="chosen by the user", minimum_ml=least
+            detection,
+            threshold=float(threshold),
+            operating_point=operating_point,
+            origin=origin,
+            minimum_ml=least,
+            smoothing_mm=float(smoothing),
         )
     )
 
 
+def restore(
+    model: str,
+    map: np.ndarray,
+    affine: np.ndarray,
+    threshold: float,
+    *,
+    brain_mask: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
+    summary: dict[str, Any] | None = None,
+) -> Detection:
+    """A detection from a map that was computed and saved before, so that it can be thresholded and compared again.
+
+    Parameters
+    ----------
+    model : str
+        Id of the model that the map came from.
+    map : numpy.ndarray
+        Shape (I, J, K), calibrated z, zero outside the brain.
+    affine : numpy.ndarray
+        Voxel index to RAS mm of the scan.
+    threshold : float
+        In units of the map.
+    brain_mask, reference : numpy.ndarray, optional
+        On the map's grid; without a brain mask everything where the map is not zero counts as brain.
+    summary : dict, optional
+        The JSON document that was written beside the map: what it says of scan and preparation is kept, and the
+        registration in it names places again.
+    """
+    summary = summary or {}
+    brain = (map > 0 if brain_mask is None else brain_mask != 0).astype(np.uint8)
+    world = _registration_of(summary)
+    return _thresholded(
+        Detection(
+            model=model,
+            map=map,
+            raw=map,
+            mask=np.zeros(map.shape, dtype=np.uint8),
+            brain_mask=brain,
+            affine=np.asarray(affine, dtype=np.float64),
+            threshold=float(threshold),
+            operating_point=str(summary.get("operating_point") or "user"),
+            origin=str(summary.get("threshold_origin") or "chosen by the user"),
+            findings=[],
+            metrics=None,
+            seconds=dict(summary.get("seconds") or {}),
+            checks=[Check(**check) for check in summary.get("checks") or ()],
+            provenance=dict(summary.get("provenance") or {}),
+            contrast=dict(summary.get("contrast") or {}),
+            quality=dict(summary.get("quality") or {}),
+            domain=summary.get("domain"),
+            minimum_ml=float(summary.get("minimum_ml") or 0.0),
+            smoothing_mm=float(summary.get("smoothing_mm") or 0.0),
+            reference=reference,
+            region_of=None if world is None else _region_namer(world),
+        )
+    )
+
+
+def _registration_of(summary: dict[str, Any]) -> np.ndarray | None:
+    """The matrix from template to scan that a summary records, or None; a consensus has that of its first model."""
+    provenance = summary.get("provenance") or {}
+    steps = provenance.get("preparation") or next(iter(provenance.get("models") or [{}])).get("preparation") or ()
+    found = [step["world"] for step in steps if step.get("step") == "registration" and "world" in step]
+    return np.array(found[0], dtype=np.float64) if found else None
+
+
 def _thresholded(detection: Detection) -> Detection:
     """Fill in mask, findings and metrics from map and threshold."""
+    above = detection.map > detection.threshold
+    if detection.smoothing_mm > 0:
+        above = _smoothed(detection) > detection.threshold
     mask, findings = find(
         detection.map,
-        detection.map > detection.threshold,
+        above,
         detection.affine,
         minimum_ml=detection.minimum_ml,
         reference=detection.reference,
@@ -239,6 +335,31 @@ def _thresholded(detection: Detection) -> Detection:
         voxel_ml = abs(float(np.linalg.det(detection.affine[:3, :3]))) / 1000
         metrics = compare(detection.map, mask, detection.reference, detection.brain_mask, voxel_ml)
     return replace(detection, mask=mask, findings=findings, metrics=metrics)
+
+
+def _smoothed(detection: Detection) -> np.ndarray:
+    """The map, smoothed by a Gaussian of ``smoothing_mm``; zero outside the brain as before."""
+    from scipy.ndimage import gaussian_filter
+
+    voxel_mm = np.linalg.norm(detection.affine[:3, :3], axis=0)
+    return gaussian_filter(detection.map, detection.smoothing_mm / voxel_mm, mode="constant") * (
+        detection.brain_mask > 0
+    )
+
+
+def _with_reconstruction(
+    found: Detection, scan: Scan, prepared: Prepared, bundle: Bundle, device, batch: int, progress: Progress | None
+) -> Detection:
+    """A detection with the pseudo-healthy scan of its method, and what the scan has more or less than it."""
+    started = time.perf_counter()
+    healthy = reconstruct_volume(
+        bundle.method, prepared.voxels, prepared.mask, device=device, batch=batch, progress=progress
+    )
+    if healthy is None:
+        return found
+    residual = (prepared.voxels - healthy) * prepared.mask
+    found.seconds["reconstruction"] = round(time.perf_counter() - started, 3)
+    return replace(found, reconstruction=prepared.to_native(healthy, scan), residual=prepared.to_native(residual, scan))
 
 
 def _part(progress: Progress | None, start: float, stop: float) -> Progress | None:
@@ -316,6 +437,7 @@ def calibrated_map(
     healthy: HealthyReference,
     device,
     progress: Progress | None = None,
+    batch: int = 8,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the map of a prepared scan (float32, calibrated z of at least 0, on the scan's own grid, 0 outside the
     brain), and the raw scores in model space."""
@@ -325,6 +447,7 @@ def calibrated_map(
         prepared.mask,
         bundle.recipe.voxel_mm,
         device=device,
+        batch=batch,
         progress=progress,
     )
     return np.clip(prepared.to_native(healthy.z(raw, scored), scan), 0, None), raw
@@ -339,10 +462,11 @@ def _one(
     operating_point: str,
     device,
     minimum_ml: float,
+    batch: int,
     progress: Progress | None,
 ) -> Detection:
     started = time.perf_counter()
-    native, raw = calibrated_map(scan, prepared, bundle, healthy, device, progress)
+    native, raw = calibrated_map(scan, prepared, bundle, healthy, device, progress, batch)
     seconds = {**prepared.seconds, "scoring": round(time.perf_counter() - started, 3)}
     started = time.perf_counter()
     point = bundle.metadata.operating_points[operating_point]
@@ -366,7 +490,7 @@ def _one(
         provenance=_provenance(scan, prepared, bundle, device),
         minimum_ml=minimum_ml,
         reference=reference,
-        region_of=_region_namer(prepared),
+        region_of=_region_namer(prepared.world_to_native),
     )
     result = _thresholded(result)
     seconds["map and findings"] = round(time.perf_counter() - started, 3)
@@ -396,8 +520,8 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _region_namer(prepared: Prepared) -> Callable[[tuple[float, float, float]], str]:
-    to_template = np.linalg.inv(prepared.world_to_native)
+def _region_namer(world_to_native: np.ndarray) -> Callable[[tuple[float, float, float]], str]:
+    to_template = np.linalg.inv(world_to_native)
 
     def name(point: tuple[float, float, float]) -> str:
         return region((to_template @ [*point, 1.0])[:3])
@@ -434,5 +558,6 @@ def _consensus(detections: Sequence[Detection], minimum_ml: float) -> Detection:
         provenance={"models": [d.provenance for d in detections], "versions": _versions()},
         minimum_ml=minimum_ml,
         reconstruction=None,
+        residual=None,
     )
     return _thresholded(merged)

@@ -8,8 +8,17 @@ Requests
 --------
 ``detect``     job, folder, scan {voxels, affine, contrast, stem}, models, operating_point, device, minimum_ml,
                brain_mask (file or null), reference (file or null), force (true goes on with a scan that looks like
-               neither T1w, T2w nor FLAIR)
-``threshold``  job, model, threshold, minimum_ml: new mask and findings from the map that a finished job left
+               neither T1w, T2w nor FLAIR), batch (slices at a time), reconstruct (true also gives the pseudo-healthy
+               scan)
+``check``      job, folder, scan, brain_mask: what is noticed about a scan, its contrast and quality; no model
+``threshold``  job, model, threshold, minimum_ml, smoothing_mm, operating_point, origin: new mask and findings from the
+               map that a finished job left
+``remember``   job, folder, affine, detections [{model, map, threshold, summary}], brain_mask: maps of an earlier
+               session, as if their job had just finished
+``compare``    job, reference (file or null), percentile, models: metrics and threshold curves of a finished job's maps
+               against a reference
+``export``     job, folder, out, formats, ...: files of a finished job; only where the process offers it (see
+               ``reports.worker``)
 ``models``     the catalogue
 ``device``     what there is to compute on
 ``cancel``     job
@@ -23,7 +32,10 @@ message, advice · ``result`` job, ... · ``failed`` job, code, message, advice 
 Every ``result`` names the request it answers in ``kind``. That of a detect request carries ``detections``: one object
 a model with ``model``, ``map`` (float32 ``.npy``, calibrated z), ``mask`` (uint8 ``.npy``), ``threshold``,
 ``operating_point``, ``findings`` (rows of the findings table), ``summary`` (the JSON that the command line writes
-beside a map, with the contrast found, quality and domain), and ``brain_mask`` (uint8 ``.npy``, shared by all).
+beside a map, with the contrast found, quality and domain), ``brain_mask`` (uint8 ``.npy``, shared by all), and
+``reconstruction`` and ``residual`` (float32 ``.npy``) where they were asked for. That of ``compare`` adds ``metrics``
+and ``curve`` {threshold, dice}. A ``failed`` may carry ``offers``: changes of the request with which it could succeed,
+as objects of request fields, the best first.
 """
 
 from __future__ import annotations
@@ -31,8 +43,10 @@ from __future__ import annotations
 import json
 from typing import Any, TextIO
 
-VERSION = 1
-REQUESTS = ("detect", "threshold", "models", "device", "cancel", "quit")
+VERSION = 2
+REQUESTS = (
+    "detect", "check", "threshold", "remember", "compare", "export", "models", "device", "cancel", "quit",
+)  # fmt: skip
 EVENTS = ("ready", "accepted", "progress", "warning", "result", "failed", "cancelled", "bye")
 
 

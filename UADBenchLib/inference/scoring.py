@@ -3,6 +3,8 @@ gets."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from UADBenchLib.inference.postprocessing import median_in_brain, smooth_in_brain, without_edge
@@ -44,6 +46,40 @@ def score_volume(
         Raw map (X, Y, Z) float32, median filtered and smoothed; and the boolean mask of what was scored, the brain
         without its rim. The map is zero outside it.
     """
+    result = _through(method.score, "scoring", voxels, mask, device, batch, progress)
+    scored = without_edge(mask, voxel_mm)
+    result = smooth_in_brain(median_in_brain(result, mask), mask, voxel_mm)
+    result[~scored] = 0
+    return result, scored
+
+
+def reconstruct_volume(
+    method: Method,
+    voxels: np.ndarray,
+    mask: np.ndarray,
+    *,
+    device=None,
+    batch: int = 8,
+    progress: Progress | None = None,
+) -> np.ndarray | None:
+    """Return the pseudo-healthy scan of a method, or None from a method that has none.
+
+    Parameters are those of ``score_volume``; progress is called with ("reconstruction", fraction).
+
+    Returns
+    -------
+    numpy.ndarray or None
+        Shape (X, Y, Z), float32, prepared intensity; zero outside the mask.
+    """
+    if type(method).reconstruct is Method.reconstruct:
+        return None
+    return _through(method.reconstruct, "reconstruction", voxels, mask, device, batch, progress) * mask
+
+
+def _through(
+    function: Callable, stage: str, voxels: np.ndarray, mask: np.ndarray, device, batch: int, progress: Progress | None
+) -> np.ndarray:
+    """Send the slices of a scan through one of a method's functions, a batch at a time."""
     import torch
 
     # Axial slices become the batch axis; slices without brain are not computed at all.
@@ -56,11 +92,8 @@ def score_volume(
     with torch.inference_mode():
         for start in range(0, len(positions), batch):
             part = Slices(images[start : start + batch], masks[start : start + batch], places[start : start + batch])
-            scores = method.score(part.to(device) if device is not None else part, generator).float().cpu().numpy()
-            result[:, :, positions[start : start + batch]] = scores[:, 0].transpose(1, 2, 0)
+            values = function(part.to(device) if device is not None else part, generator).float().cpu().numpy()
+            result[:, :, positions[start : start + batch]] = values[:, 0].transpose(1, 2, 0)
             if progress is not None:
-                progress("scoring", min(1.0, (start + batch) / len(positions)))
-    scored = without_edge(mask, voxel_mm)
-    result = smooth_in_brain(median_in_brain(result, mask), mask, voxel_mm)
-    result[~scored] = 0
-    return result, scored
+                progress(stage, min(1.0, (start + batch) / len(positions)))
+    return result

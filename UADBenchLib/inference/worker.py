@@ -1,10 +1,11 @@
 """The long-lived child process behind Slicer: requests on stdin, events on stdout, one detection at a time.
 
 Run as ``python -m UADBenchLib.inference.worker``; the messages are in ``protocol``. The main thread only
-reads requests, so ``cancel`` is heard at once; one thread runs detections in the order they came, another
-answers the short requests (``threshold``, ``models``, ``device``) so that moving a threshold never waits for
-a detection. The protocol owns the original stdout; whatever else a library prints goes to stderr. Trained
-models stay loaded inside ``detector`` between jobs.
+reads requests, so ``cancel`` is heard at once; one thread runs detections and checks in the order they came, another
+answers the short requests (``threshold``, ``compare``, ``models`` and their like), so that moving a threshold never
+waits for a detection. What answers ``export`` lies in a layer above and is handed in by ``reports.worker``. The
+protocol owns the original stdout; whatever else a library prints goes to stderr. Trained models stay loaded inside
+``detector`` between jobs.
 
 A job's folder belongs to the one who made it, with one exception: when the worker ends (end of input,
 ``quit``, SIGTERM) before a job did, it removes that job's ``.npy`` files, and the folder if nothing else is
@@ -27,7 +28,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -44,7 +45,10 @@ logger = logging.getLogger(__name__)
 
 MAXIMUM_LINE = 1 << 20
 MAXIMUM_VOXELS = 1 << 29
+MAXIMUM_MODELS = 32
 JOBS_KEPT = 3
+BATCH = 8
+MAXIMUM_BATCH = 256
 SECONDS_BETWEEN_PROGRESS = 0.1
 SECONDS_TO_STOP = 3.0
 
@@ -53,9 +57,13 @@ class _Stop(Exception):
     """Raised in the main thread by a signal that asks the process to end."""
 
 
+Answer = Callable[[dict[str, Any], "Kept"], dict[str, Any]]
+"""What answers a request about a finished job: takes the request and what the job left, returns the result's fields."""
+
+
 @dataclass
 class _Job:
-    """One detect request and where it stands: queued, loading, running or ended."""
+    """One detect or check request and where it stands: queued, loading, running or ended."""
 
     name: str
     folder: Path
@@ -66,8 +74,18 @@ class _Job:
 
 
 @dataclass
-class _Kept:
-    """What a finished job left in memory for ``threshold`` requests."""
+class Kept:
+    """What a finished job left in memory for the requests that come after it.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+        The job's folder.
+    stem : str
+        How results call the scan.
+    detections : dict
+        ``Detection`` by model, in the order of the request.
+    """
 
     folder: Path
     stem: str
@@ -79,7 +97,7 @@ class _Kept:
 # --------------------------------------------------------------------------------------------- request fields
 
 
-def _text(request: dict[str, Any], key: str, default: str | None = None) -> str:
+def text_of(request: dict[str, Any], key: str, default: str | None = None) -> str:
     """Return a short non-empty text field."""
     value = request.get(key, default)
     if not isinstance(value, str) or not 0 < len(value) <= 4096 or not value.isprintable():
@@ -95,9 +113,25 @@ def _number(request: dict[str, Any], key: str, default: float | None = None) -> 
     return float(value)
 
 
+def _flag(request: dict[str, Any], key: str) -> bool:
+    """Return a boolean field, false where it is missing."""
+    value = request.get(key, False)
+    if not isinstance(value, bool):
+        raise InputError("BAD_REQUEST", f"field {key!r} is not a boolean", "send true or false")
+    return value
+
+
+def _batch(request: dict[str, Any]) -> int:
+    """Return how many slices go through a network together."""
+    value = _number(request, "batch", BATCH)
+    if value != int(value) or not 1 <= value <= MAXIMUM_BATCH:
+        raise InputError("BAD_REQUEST", f"the batch is {value:g}", f"send a whole number from 1 to {MAXIMUM_BATCH}")
+    return int(value)
+
+
 def _folder(request: dict[str, Any]) -> Path:
     """Return the job's folder: absolute, existing, and holding nothing but ``.npy`` files."""
-    folder = Path(_text(request, "folder"))
+    folder = Path(text_of(request, "folder"))
     if not folder.is_absolute() or not folder.is_dir():
         raise InputError("FOLDER_INVALID", "the job's folder does not exist", "send the absolute path of a new folder")
     folder = folder.resolve()
@@ -156,7 +190,7 @@ def load_array(folder: Path, name: object, shape: tuple[int, ...] | None = None)
     return np.array(array)
 
 
-def _affine(value: object) -> np.ndarray:
+def affine_of(value: object) -> np.ndarray:
     """Return the affine of a request as a (4, 4) float64 array that can be inverted."""
     try:
         affine = np.array(value, dtype=np.float64)
@@ -172,7 +206,7 @@ def _affine(value: object) -> np.ndarray:
     return affine
 
 
-def _scan(folder: Path, fields: object) -> Scan:
+def scan_of(folder: Path, fields: object) -> Scan:
     """Build the scan of a request."""
     if not isinstance(fields, dict):
         raise InputError("BAD_REQUEST", "field 'scan' is missing", "send {voxels, affine, contrast, stem}")
@@ -181,7 +215,7 @@ def _scan(folder: Path, fields: object) -> Scan:
         raise InputError(
             "CONTRAST_UNKNOWN", f"the contrast is {contrast!r}", f"use one of {', '.join(CONTRASTS)} or null"
         )
-    affine = _affine(fields.get("affine"))
+    affine = affine_of(fields.get("affine"))
     voxels = load_array(folder, fields.get("voxels")).astype(np.float32, copy=False)
     checks = []
     finite = np.isfinite(voxels)
@@ -189,10 +223,21 @@ def _scan(folder: Path, fields: object) -> Scan:
         count = int(voxels.size - np.count_nonzero(finite))
         voxels[~finite] = 0.0
         checks.append(Check("warning", "NON_FINITE", f"{count} voxels were NaN or infinite", "they were set to 0"))
-    return Scan(voxels, affine, stem=_text(fields, "stem", "scan"), contrast=contrast, checks=checks)
+    return Scan(voxels, affine, stem=text_of(fields, "stem", "scan"), contrast=contrast, checks=checks)
 
 
 # ----------------------------------------------------------------------------------------------------- errors
+
+
+def offers_after(code: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return changes of a detect request with which it could succeed after a failure, the best first."""
+    if code == "OUT_OF_MEMORY":
+        batch = _batch(request)
+        on_cpu = str(request.get("device", "auto")) == "cpu"
+        return ([{"batch": max(1, batch // 4)}] if batch > 1 else []) + ([] if on_cpu else [{"device": "cpu"}])
+    if code == "CONTRAST_OTHER" and not request.get("force"):
+        return [{"force": True}]
+    return []
 
 
 def explain_failure(error: BaseException) -> dict[str, str]:
@@ -205,7 +250,7 @@ def explain_failure(error: BaseException) -> dict[str, str]:
         return {
             "code": "OUT_OF_MEMORY",
             "message": "there was not enough memory for this job",
-            "advice": "close other programs, use fewer models at once, or choose cpu as the device",
+            "advice": "try a smaller batch or cpu as the device, or close other programs",
         }
     if isinstance(error, ImportError):
         missing = getattr(error, "name", None) or "a module"
@@ -282,14 +327,17 @@ class Worker:
         Requests, one JSON object a line.
     sink : text stream
         Events, one JSON object a line.
+    answers : dict, optional
+        What else this process answers about finished jobs, by the name of the request.
     """
 
-    def __init__(self, source: BinaryIO, sink: TextIO) -> None:
+    def __init__(self, source: BinaryIO, sink: TextIO, answers: dict[str, Answer] | None = None) -> None:
         self._source, self._sink = source, sink
+        self._answers = answers or {}
         self._send_lock = threading.Lock()
         self._lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._detections: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._short: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._threads = [
@@ -336,10 +384,10 @@ class Worker:
             kind = request["request"]
             if kind == "quit":
                 return False
-            if kind == "detect":
+            if kind in ("detect", "check"):
                 self._accept(request)
             elif kind == "cancel":
-                self._cancel(_text(request, "job"))
+                self._cancel(text_of(request, "job"))
             else:
                 self._short.put(request)
         except (_Stop, KeyboardInterrupt):
@@ -362,13 +410,12 @@ class Worker:
 
     def _accept(self, request: dict[str, Any]) -> None:
         """Queue a detect request."""
-        name = _text(request, "job")
+        name = text_of(request, "job")
         with self._lock:
             if name in self._jobs or name in self._kept:
                 raise InputError("JOB_EXISTS", "a job of this name exists", "give each job a new name")
-        models = request.get("models")
-        if not isinstance(models, list) or not 0 < len(models) <= 32 or not all(isinstance(m, str) for m in models):
-            raise InputError("BAD_REQUEST", "field 'models' is not a list of model ids", "send at least one id")
+        if request["request"] == "detect":
+            _models_of(request)
         job = _Job(name, _folder(request), request)
         with self._lock:
             self._jobs[name] = job
@@ -419,13 +466,14 @@ class Worker:
             if job.state == "ended":
                 continue
             try:
-                self._detect(job)
+                (self._check if job.request["request"] == "check" else self._detect)(job)
             except CancelledError:
                 self._end(job, "cancelled")
             except BaseException as error:
                 if not isinstance(error, UADBenchError):
                     logger.error("job failed", exc_info=error)
-                self._end(job, "failed", **explain_failure(error))
+                failure = explain_failure(error)
+                self._end(job, "failed", **failure, offers=offers_after(failure["code"], job.request))
 
     def _end(self, job: _Job, event: str, **fields: Any) -> None:
         """Send the one event that ends a job; a job that did not finish leaves no output."""
@@ -451,40 +499,51 @@ class Worker:
         """Run one detection and send its result."""
         self._move(job, "loading")
         request, folder = job.request, job.folder
-        scan = _scan(folder, request.get("scan"))
-        masks = {
-            key: load_array(folder, request[key], scan.shape) != 0
-            for key in ("brain_mask", "reference")
-            if request.get(key) is not None
-        }
-        operating_point = _text(request, "operating_point", "fpr-1pct")
-        force = request.get("force", False)
-        if not isinstance(force, bool):
-            raise InputError("BAD_REQUEST", "field 'force' is not a boolean", "send true or false")
-        device, minimum_ml = _text(request, "device", "auto"), _number(request, "minimum_ml", 0.1)
+        scan = scan_of(folder, request.get("scan"))
+        masks = {key: mask_of(folder, request, key, scan.shape) for key in ("brain_mask", "reference")}
+        operating_point, device = text_of(request, "operating_point", "fpr-1pct"), text_of(request, "device", "auto")
+        options = {"force": _flag(request, "force"), "reconstruct": _flag(request, "reconstruct")}
+        options |= {"minimum_ml": _number(request, "minimum_ml", 0.1), "batch": _batch(request)}
         detector = importlib.import_module("UADBenchLib.inference.detector")
         # Slow the first time, and nothing can interrupt it: a job that is still loading is cancelled at once.
         detector.warm_up()
         self._move(job, "running")
         detections = detector.detect(
             scan,
-            list(request["models"]),
-            brain_mask=masks.get("brain_mask"),
-            reference=masks.get("reference"),
+            _models_of(request),
+            **masks,
+            **options,
             operating_point=operating_point,
             device=device,
-            minimum_ml=minimum_ml,
-            force=force,
             progress=_Reporter(job, self._send),
         )
         self._warn(job, detections)
         rows = self._write(job, detections, scan.stem)
         self._move(job, "running")
+        self._keep(job.name, Kept(folder, scan.stem, {one.model: _light(one) for one in detections}))
+        self._end(job, "result", kind="detect", detections=rows)
+
+    def _keep(self, name: str, kept: Kept) -> None:
+        """Keep what a job left, and forget the job that was longest not asked for."""
         with self._lock:
-            self._kept[job.name] = _Kept(folder, scan.stem, {one.model: _light(one) for one in detections})
+            self._kept[name] = kept
             while len(self._kept) > JOBS_KEPT:
                 self._kept.popitem(last=False)
-        self._end(job, "result", kind="detect", detections=rows)
+
+    def _check(self, job: _Job) -> None:
+        """Prepare a scan and say what is noticed about it; no model is needed."""
+        self._move(job, "loading")
+        scan = scan_of(job.folder, job.request.get("scan"))
+        brain = mask_of(job.folder, job.request, "brain_mask", scan.shape)
+        recipe = importlib.import_module("UADBenchLib.preprocessing.recipe")
+        contrast = importlib.import_module("UADBenchLib.preprocessing.contrast")
+        importlib.import_module("UADBenchLib.inference.detector").warm_up()
+        self._move(job, "running")
+        prepared = recipe.prepare(scan, brain_mask=brain, progress=_Reporter(job, self._send))
+        checks = list(prepared.checks)
+        checks += contrast.settle_contrast(scan.contrast, prepared.contrast, force=True)[1]
+        found = {"contrast": prepared.contrast.record(), "quality": prepared.quality}
+        self._end(job, "result", kind="check", checks=[asdict(check) for check in checks], **found)
 
     def _warn(self, job: _Job, detections: list[Any]) -> None:
         """Send each warning-level check once."""
@@ -512,6 +571,9 @@ class Worker:
                 "mask": save(f"result_{number}_mask.npy", detection.mask, np.uint8),
                 "brain_mask": shared,
             }
+            for key in ("reconstruction", "residual"):
+                if getattr(detection, key, None) is not None:
+                    files[key] = save(f"result_{number}_{key}.npy", getattr(detection, key), np.float32)
             rows.append(_describe(detection, stem) | files)
         return rows
 
@@ -519,42 +581,100 @@ class Worker:
 
     def _run_short(self) -> None:
         """Body of the thread that answers what takes no detection."""
-        answers = {"threshold": self._threshold, "models": self._models, "device": self._device}
+        answers = {"models": self._models, "device": self._device, "remember": self._remember}
+        about = {"threshold": self._threshold, "compare": self._compare, **self._answers}
         while (request := self._short.get()) is not None:
+            kind = request["request"]
             try:
-                answers[request["request"]](request)
+                if kind in answers:
+                    answers[kind](request)
+                elif kind in about:
+                    fields = about[kind](request, self._left_by(request))
+                    self._send("result", job=request["job"], kind=kind, **fields)
+                else:
+                    raise InputError("BAD_REQUEST", f"this process does not answer {kind!r}", "see reports.worker")
             except BaseException as error:
                 self._fail(request, error)
 
-    def _threshold(self, request: dict[str, Any]) -> None:
-        """Answer with the mask and findings of a finished job's map at another threshold."""
-        name, model = _text(request, "job"), _text(request, "model")
-        threshold, minimum_ml = _number(request, "threshold"), _number(request, "minimum_ml", 0.1)
+    def _left_by(self, request: dict[str, Any]) -> Kept:
+        """Return what the job of a request left."""
         with self._lock:
-            kept = self._kept.get(name)
+            kept = self._kept.get(text_of(request, "job"))
             if kept is not None:
-                self._kept.move_to_end(name)
-        if kept is None or model not in kept.detections:
+                self._kept.move_to_end(request["job"])
+        model = request.get("model")
+        if kept is None or (model is not None and model not in kept.detections):
             raise InputError(
                 "JOB_UNKNOWN",
                 "no map of this job and model is in memory",
-                f"detect again; the last {JOBS_KEPT} finished jobs are kept",
+                f"detect again, or send the map; the last {JOBS_KEPT} jobs are kept",
             )
         if not kept.folder.is_dir():
             raise InputError("FOLDER_INVALID", "the job's folder is gone", "detect again with a new folder")
+        return kept
+
+    def _threshold(self, request: dict[str, Any], kept: Kept) -> dict[str, Any]:
+        """Answer with the mask and findings of a finished job's map at another threshold."""
         detector = importlib.import_module("UADBenchLib.inference.detector")
-        detection = detector.rethreshold(kept.detections[model], threshold, minimum_ml)
-        kept.detections[model] = detection
-        path = kept.folder / f"threshold_{next(kept.count)}_mask.npy"
-        np.save(path, np.ascontiguousarray(detection.mask, dtype=np.uint8), allow_pickle=False)
-        # The one before may still be open in the client, the one before that is not.
-        masks = kept.masks.setdefault(model, [])
-        masks.append(path)
-        while len(masks) > 2:
-            with contextlib.suppress(OSError):
-                masks.pop(0).unlink(missing_ok=True)
-        row = _describe(detection, kept.stem) | {"mask": path.name}
-        self._send("result", job=name, kind="threshold", detections=[row])
+        detection = detector.rethreshold(
+            kept.detections[text_of(request, "model")],
+            _number(request, "threshold"),
+            _number(request, "minimum_ml", 0.1),
+            _number(request, "smoothing_mm", 0.0),
+            text_of(request, "operating_point", "user"),
+            text_of(request, "origin", "chosen by the user"),
+        )
+        kept.detections[detection.model] = detection
+        return {"detections": [_describe(detection, kept.stem) | {"mask": _save_mask(kept, detection)}]}
+
+    def _remember(self, request: dict[str, Any]) -> None:
+        """Take maps that were computed earlier as if their job had just finished."""
+        name, folder, affine = text_of(request, "job"), _folder(request), affine_of(request.get("affine"))
+        entries = request.get("detections")
+        if not isinstance(entries, list) or not 0 < len(entries) <= MAXIMUM_MODELS:
+            raise InputError("BAD_REQUEST", "field 'detections' is not a list of maps", "send at least one")
+        detector = importlib.import_module("UADBenchLib.inference.detector")
+        kept, shape = Kept(folder, text_of(request, "stem", "scan"), {}), None
+        for entry in entries:
+            scores = load_array(folder, entry.get("map"), shape).astype(np.float32, copy=False)
+            shape, model = scores.shape, text_of(entry, "model")
+            kept.detections[model] = detector.restore(
+                model,
+                scores,
+                affine,
+                _number(entry, "threshold"),
+                brain_mask=mask_of(folder, request, "brain_mask", shape),
+                summary=entry.get("summary") if isinstance(entry.get("summary"), dict) else None,
+            )
+        self._keep(name, kept)
+        self._send("result", job=name, kind="remember", models=list(kept.detections))
+
+    def _compare(self, request: dict[str, Any], kept: Kept) -> dict[str, Any]:
+        """Answer with what a finished job's maps are worth against a reference; null takes the reference away."""
+        surfaces = importlib.import_module("UADBenchLib.evaluation.surfaces")
+        curves = importlib.import_module("UADBenchLib.evaluation.compare")
+        percentile, rows = _number(request, "percentile", 95.0), []
+        if not 0 < percentile <= 100:
+            raise InputError("BAD_REQUEST", f"the percentile is {percentile:g}", "send a number above 0 and up to 100")
+        detector = importlib.import_module("UADBenchLib.inference.detector")
+        for name, before in kept.detections.items():
+            reference = mask_of(kept.folder, request, "reference", before.map.shape)
+            detection = detector.rethreshold(
+                replace(before, reference=reference),
+                before.threshold,
+                operating_point=before.operating_point,
+                origin=before.origin,
+            )
+            kept.detections[name] = detection
+            row = _describe(detection, kept.stem)
+            if reference is not None:
+                voxel_mm = np.linalg.norm(detection.affine[:3, :3], axis=0)
+                distance = surfaces.surface_distance(detection.mask, reference, voxel_mm, percentile)
+                thresholds, dice = curves.dice_by_threshold(detection.map, reference, detection.brain_mask)
+                row["metrics"] = detection.metrics | {"hausdorff_mm": distance, "percentile": percentile}
+                row["curve"] = {"threshold": thresholds, "dice": dice}
+            rows.append(row | {"mask": _save_mask(kept, detection)})
+        return {"detections": rows}
 
     def _models(self, request: dict[str, Any]) -> None:
         """Answer with the catalogue."""
@@ -565,6 +685,33 @@ class Worker:
         """Answer with what there is to compute on."""
         device = importlib.import_module("UADBenchLib.inference.device")
         self._send("result", job=request.get("job"), kind="device", devices=plain(device.devices()))
+
+
+def _models_of(request: dict[str, Any]) -> list[str]:
+    """Return the ids of the models of a request."""
+    models = request.get("models")
+    known = isinstance(models, list) and 0 < len(models) <= MAXIMUM_MODELS
+    if not known or not all(isinstance(name, str) for name in models):
+        raise InputError("BAD_REQUEST", "field 'models' is not a list of model ids", "send at least one id")
+    return list(models)
+
+
+def mask_of(folder: Path, request: dict[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return a mask that a request names, or None."""
+    return None if request.get(key) is None else load_array(folder, request[key], shape) != 0
+
+
+def _save_mask(kept: Kept, detection: Any) -> str:
+    """Write the mask of a changed detection into the job's folder and return its file name."""
+    path = kept.folder / f"threshold_{next(kept.count)}_mask.npy"
+    np.save(path, np.ascontiguousarray(detection.mask, dtype=np.uint8), allow_pickle=False)
+    # The one before may still be open in the client, the one before that is not.
+    masks = kept.masks.setdefault(detection.model, [])
+    masks.append(path)
+    while len(masks) > 2:
+        with contextlib.suppress(OSError):
+            masks.pop(0).unlink(missing_ok=True)
+    return path.name
 
 
 def _describe(detection: Any, stem: str) -> dict[str, Any]:
@@ -581,7 +728,7 @@ def _describe(detection: Any, stem: str) -> dict[str, Any]:
 
 def _light(detection: Any) -> Any:
     """Return a detection without the arrays that moving its threshold does not need."""
-    spare = {"raw": detection.map, "reconstruction": None}
+    spare = {"raw": detection.map, "reconstruction": None, "residual": None}
     names = {entry.name for entry in fields_of(detection)}
     return replace(detection, **{name: value for name, value in spare.items() if name in names})
 
@@ -604,7 +751,7 @@ def _take_stdout() -> TextIO:
     return open(descriptor, "w", encoding="utf-8", newline="\n")
 
 
-def main() -> int:
+def main(answers: dict[str, Answer] | None = None) -> int:
     """Run the worker on this process's stdin and stdout; returns the exit code."""
 
     def stop(number: int, frame: object) -> None:
@@ -614,7 +761,7 @@ def main() -> int:
         signal.signal(number, stop)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     sink = _take_stdout()
-    worker = Worker(sys.stdin.buffer, sink)
+    worker = Worker(sys.stdin.buffer, sink, answers)
     worker.run()
     # A thread deep inside a library may not have heard the cancellation; it must not hold the process.
     sys.stderr.flush()

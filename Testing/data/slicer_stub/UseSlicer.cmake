@@ -35,6 +35,17 @@ macro(slicerMacroBuildScriptedModule)
     )
 endmacro()
 
+macro(SlicerMacroBuildScriptedCLI)
+  cmake_parse_arguments(_cli "" "NAME" "" ${ARGN})
+  foreach(_suffix py xml)
+    if(NOT EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${_cli_NAME}.${_suffix}")
+      message(FATAL_ERROR "SlicerMacroBuildScriptedCLI: there is no ${_cli_NAME}.${_suffix}")
+    endif()
+    install(FILES "${CMAKE_CURRENT_SOURCE_DIR}/${_cli_NAME}.${_suffix}" DESTINATION "${Slicer_INSTALL_CLIMODULES_LIB_DIR}"
+      COMPONENT RuntimeLibraries)
+  endforeach()
+endmacro()
+
 macro(slicer_add_python_unittest)
   cmake_parse_arguments(_unittest "" "SCRIPT;TESTNAME_PREFIX" "SLICER_ARGS" ${ARGN})
   if(NOT EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${_unittest_SCRIPT}")
