@@ -197,6 +197,20 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/Models/intensity-norm-t1w-compact/docs/README.md
   Resources/Models/intensity-norm-t1w-compact/models/model.safetensors
   Resources/Models/intensity-norm-t1w-compact/models/reference.safetensors
+  Resources/Models/patchcore-t1w-compact/LICENSE
+  Resources/Models/patchcore-t1w-compact/configs/inference.json
+  Resources/Models/patchcore-t1w-compact/configs/metadata.json
+  Resources/Models/patchcore-t1w-compact/docs/README.md
+  Resources/Models/patchcore-t1w-compact/models/model.safetensors
+  Resources/Models/patchcore-t1w-compact/models/reference.safetensors
+  Resources/Models/ssl-backbone-t1w-compact/LICENSE
+  Resources/Models/ssl-backbone-t1w-compact/configs/inference.json
+  Resources/Models/ssl-backbone-t1w-compact/configs/metadata.json
+  Resources/Models/ssl-backbone-t1w-compact/docs/README.md
+  Resources/Models/ssl-backbone-t1w-compact/docs/loss.csv
+  Resources/Models/ssl-backbone-t1w-compact/docs/loss.png
+  Resources/Models/ssl-backbone-t1w-compact/models/model.safetensors
+  Resources/Models/ssl-backbone-t1w-compact/models/reference.safetensors
   Resources/Synthesis/lesion_places.json
   Resources/Synthesis/lesion_places.safetensors
   UADBenchLib/reports/templates/base.html.j2

@@ -205,7 +205,7 @@ class TestCohortsThatCannotAnswer:
         ("change", "sentence", "left"),
         [
             ({"scanner": "A", "site": "x"}, "same (A), so that scanners cannot be compared", "age"),
-            ({"scanner": "", "site": ""}, "no scanner is known", "age"),
+            ({"scanner": "", "site": ""}, "no scanner is known, so that scanners cannot be compared", "age"),
             ({"age": np.nan}, "no age is known; the model goes without it", "scanner"),
             ({"sex": ""}, "no sex is known; the model goes without it", "scanner"),
         ],

@@ -41,6 +41,7 @@ LEAST_GROUP = 3
 LEAST_KNOWN = 0.5
 """A covariate that is known for a smaller share of the rows is left out, so that the rows are not."""
 
+PLACES = ("scanner", "site")
 FALSE_POSITIVES, DICE, DETECTION = "healthy false-positive rate", "Dice", "lesion found"
 
 
@@ -158,8 +159,8 @@ class _Inquiry:
 
     def _places(self, table: pd.DataFrame, outcome: str) -> list[str]:
         """Scanner and site as far as they have groups to compare, without one that only repeats the other."""
-        usable = [name for name in ("scanner", "site") if len(_groups_in(table, name)) > 1]
-        for name in ("scanner", "site"):
+        usable = [name for name in PLACES if len(_groups_in(table, name)) > 1]
+        for name in PLACES:
             if name not in usable:
                 self.notes.append(f"{outcome}: {_why_not(table, name)}, so that {name}s cannot be compared")
         if len(usable) == 2 and _same_partition(table["scanner"], table["site"]):
@@ -204,7 +205,8 @@ class _Inquiry:
             fit = fit_logit(rows[column].to_numpy(float), terms, rows["subject"], self.bootstrap)
         except CannotFitError as reason:
             alone = isinstance(reason, TooFewError) and len(terms) > 1
-            self.notes.append(f"{outcome}, model: {reason}{'; each is tested alone, unadjusted' if alone else ''}")
+            more = "; each is tested alone, unadjusted" if alone else ""
+            self.notes.append(f"{outcome}, model: {_in_words(reason)}{more}")
             for term in terms if alone else ():
                 self._fit(rows, column, outcome, [term])
             return
@@ -221,7 +223,7 @@ class _Inquiry:
         try:
             fit = fit_logit(rows["healthy_fpr"].to_numpy(float), [*terms, product], rows["subject"], self.bootstrap)
         except CannotFitError as reason:
-            self.notes.append(f"{FALSE_POSITIVES}, {product.name}: {reason}")
+            self.notes.append(f"{FALSE_POSITIVES}, model: {_in_words(reason)}")
             return
         self._add_term(rows, FALSE_POSITIVES, product, fit, list(by_name))
 
@@ -250,7 +252,8 @@ class _Inquiry:
         kept, rows = [], table
         for name in names:
             if name not in table or table[name].notna().mean() < LEAST_KNOWN or not _varies(table, name):
-                notes.append(f"{outcome}: {_why_not(table, name)}; the model goes without it")
+                if name not in PLACES:  # of which rank tests have said so already
+                    notes.append(f"{outcome}: {_why_not(table, name)}; the model goes without it")
                 continue
             kept.append(name)
             allowed = rows[name].isin(_groups_in(table, name)) if _is_factor(name) else rows[name].notna()
@@ -325,6 +328,14 @@ def _why_not(table: pd.DataFrame, name: str) -> str:
     if known.size < LEAST_KNOWN * len(table):
         return f"{label} is known for {known.size} of {len(table)} rows only"
     return f"fewer than two groups of {label} have {LEAST_GROUP} subjects or more"
+
+
+def _in_words(reason: CannotFitError) -> str:
+    """Why a model could not be fitted, with covariates named as reports name them."""
+    text = str(reason)
+    for name, label in LABELS.items():
+        text = text.replace(name, label)
+    return text
 
 
 def _same_partition(first: pd.Series, second: pd.Series) -> bool:

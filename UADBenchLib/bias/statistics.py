@@ -162,7 +162,7 @@ def fit_logit(outcome: np.ndarray, terms: Sequence[Term], subjects: Sequence[str
 
 
 def _refuse_unsupported(outcome: np.ndarray, design: np.ndarray, terms: Sequence[Term], subjects: int) -> None:
-    names = ", ".join(term.name.replace("_", " ") for term in terms)
+    names = ", ".join(term.name for term in terms)
     if np.ptp(outcome) == 0:
         raise CannotFitError(f"the outcome is {outcome[0]:g} in all {len(outcome)} rows")
     if subjects < SUBJECTS_PER_PARAMETER * design.shape[1]:

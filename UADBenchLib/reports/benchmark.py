@@ -176,12 +176,13 @@ def _scaling(folder: Path, other: str | Path | None) -> dict[str, Any] | None:
 
 
 def _sets(ill: pd.DataFrame) -> dict[str, pd.Series]:
-    """The sets of lesion scans that are told apart: all, each data set, and each lesion type."""
+    """The sets of lesion scans that are told apart: all, each data set, and each lesion type that is none of these."""
     sets = {ALL: pd.Series(True, index=ill.index)}
     for column in ("dataset", "lesion_type"):
-        values = sorted(ill[column].dropna().unique())
-        if len(values) > 1:
-            sets |= {str(value): ill[column] == value for value in values}
+        for value in sorted(ill[column].dropna().unique()):
+            members = ill[column] == value
+            if not any(members.equals(other) for other in sets.values()):
+                sets[str(value)] = members
     return sets
 
 
@@ -317,7 +318,10 @@ def _facts(source: _Source) -> list[tuple[str, str]]:
     span = f"{ages.min():.0f} to {ages.max():.0f} years ({len(ages)} scans)" if len(ages) else "not known"
     return [
         ("Cohort", source.run.cohort),
-        ("Scans", f"{len(scans)} of {scans['subject'].nunique()} subjects evaluated, {source.run.scans} asked for"),
+        (
+            "Scans",
+            f"{len(scans)} scans of {scans['subject'].nunique()} subjects evaluated, {source.run.scans} asked for",
+        ),
         ("Labels", ", ".join(f"{counts[name]} {name}" for name in ("healthy", "lesion", "unknown") if name in counts)),
         ("Age", span),
         ("Scanners", _listed(scans["scanner"])),
@@ -353,7 +357,7 @@ def _metric_table(source: _Source) -> list[dict[str, Any]]:
         for point in source.run.operating_points:
             values = [_with_interval(rows.get((metric, point, model)), form) for model in source.models]
             if any(values):
-                table.append({"label": label, "point": point, "values": values})
+                table.append({"label": label, "point": "any" if metric == "ap" else point, "values": values})
             if metric == "ap":
                 break  # which does not depend on the operating point
     return table

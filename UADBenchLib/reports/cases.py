@@ -51,7 +51,7 @@ def choose_cases(scans: pd.DataFrame) -> list[Case]:
     healthy = healthy[healthy["model"] == chosen[0].model] if chosen else healthy
     if len(healthy):
         row = healthy.loc[healthy["healthy_fpr"].idxmax()]
-        numbers = f"{row['healthy_fpr']:.2%} of healthy voxels flagged"
+        numbers = f"{100 * row['healthy_fpr']:.2f} % of healthy voxels flagged"
         chosen.append(Case(row["scan_id"], row["model"], "healthy scan with most false positives", numbers, ""))
     return chosen
 
