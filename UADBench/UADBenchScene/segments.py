@@ -65,6 +65,9 @@ def fill(node: Any, volume: Any, labels: np.ndarray, segments: Sequence[Segment]
     """
     was_modified = node.StartModify()
     segmentation = node.GetSegmentation()
+    # Without voxels first: removing a segment that shares its label map with others erases it there, voxel by voxel.
+    for number in range(segmentation.GetNumberOfSegments()):
+        segmentation.GetNthSegment(number).RemoveAllRepresentations()
     segmentation.RemoveAllSegments()
     # In this order: the reference geometry is taken relative to the node's own parent transform.
     node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
