@@ -125,7 +125,7 @@ def test_the_slicer_tutorial_names_what_there_is() -> None:
         "Flicker",
         "Undo",
     ):
-        assert f"*{name}" in text and f"<string>{name}" in panel, name
+        assert name in text and f"<string>{name}" in panel, name
     for call in re.findall(r"logic\.(\w+)\(", text):
         assert f"def {call}(" in module, call
     for path in re.findall(r"`(Testing/[\w/]+\.py)", text):
