@@ -3,7 +3,7 @@
     python Testing/measure_scene.py --out docs/figures/scene.csv
 
 Run in the environment of the scene tests (slicer-core). Times are medians and the slowest of several, and the median of
-the processor's own time, which tells more where the machine has other things to do. The memory is what the process
+the processor's own time, which does not depend on what else runs. The memory is what the process
 holds (resident set) after so many results of 128 x 128 x 128 voxels, each removed again. The update of the findings is
 that of the nodes; the worker's part of it is measured where its packages are.
 """
