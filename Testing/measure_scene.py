@@ -2,9 +2,10 @@
 
     python Testing/measure_scene.py --out docs/figures/scene.csv
 
-Run in the environment of the scene tests (slicer-core). Times are medians and the slowest of several; the memory is
-what the process holds (resident set) after each of 20 results that are added and removed again, as in a long session.
-The findings' update is that of the nodes; the worker's part of it is measured where its packages are.
+Run in the environment of the scene tests (slicer-core). Times are medians and the slowest of several, and the median of
+the processor's own time, which does not depend on what else runs. The memory is what the process
+holds (resident set) after so many results of 128 x 128 x 128 voxels, each removed again. The update of the findings is
+that of the nodes; the worker's part of it is measured where its packages are.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "UADBench"), str(ROOT / "Testing" / "scene")]
-SHAPE = (256, 256, 256)
+EDGE, SMALL_EDGE = 256, 128
+COLUMNS = ("what", "median_ms", "longest_ms", "processor_ms", "repeats", "megabytes")
 
 
-def milliseconds(action: Callable[[float], object], values: list[float]) -> tuple[float, float]:
-    """Return median and longest time of an action over some values."""
-    taken = []
+def milliseconds(action: Callable[[float], object], values: list[float]) -> tuple[float, float, float]:
+    """Return median and longest time of an action over some values, and the median of the processor's time."""
+    taken, computed = [], []
     for value in values:
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         action(value)
         taken.append(1000 * (time.perf_counter() - started))
-    return statistics.median(taken), max(taken)
+        computed.append(1000 * (time.process_time() - busy))
+    return statistics.median(taken), max(taken), statistics.median(computed)
 
 
 def megabytes() -> float:
@@ -41,20 +44,21 @@ def megabytes() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def case(scene):
-    """Return a volume of 1 mm voxels and a result with 40 findings."""
+def case(scene, edge: int):
+    """Return a volume of 1 mm voxels with so many along each edge, and a result with 40 findings."""
     import phantom
     from UADBenchScene.results import Result
 
-    affine = phantom.affine_of(spacing=(1.0, 1.0, 1.0), degrees=(5, 8, -4), shape=SHAPE)
+    shape = (edge, edge, edge)
+    affine = phantom.affine_of(spacing=(1.0, 1.0, 1.0), degrees=(5, 8, -4), shape=shape)
     generator = np.random.default_rng(0)
-    anomaly = np.zeros(SHAPE, dtype=np.float32)
-    centres = generator.integers(30, 226, (40, 3))
+    anomaly = generator.random(shape, dtype=np.float32)
+    centres = generator.integers(edge // 8, edge - edge // 8, (40, 3))
     peaks = np.sort(generator.uniform(4, 12, 40))[::-1]
     for centre, peak in zip(centres, peaks, strict=True):
-        anomaly = np.maximum(anomaly, phantom.blob(SHAPE, tuple(centre), 9.0, peak))
-    anomaly += generator.random(SHAPE, dtype=np.float32)
-    scan = scene.volume(generator.normal(500, 50, SHAPE).astype(np.float32), affine, name="scan_T1w")
+        box = tuple(slice(c - 9, c + 10) for c in centre)
+        anomaly[box] = np.maximum(anomaly[box], phantom.blob((19, 19, 19), (9, 9, 9), 9.0, peak))
+    scan = scene.volume(500 + 50 * generator.random(shape, dtype=np.float32), affine, name="scan_T1w")
 
     def result(threshold: float) -> Result:
         rows = [row(n, c, p, affine) for n, (c, p) in enumerate(zip(centres, peaks, strict=True), 1) if p >= threshold]
@@ -76,13 +80,13 @@ def measure() -> list[dict]:
     from UADBenchScene import findings, preview, results, volumes
 
     scene = Scene()
-    scan, result = case(scene)
+    scan, result = case(scene, EDGE)
     rows = []
 
     def note(what: str, action: Callable[[float], object], values: list[float]) -> None:
-        median, longest = milliseconds(action, values)
-        entry = {"what": what, "median_ms": f"{median:.1f}", "longest_ms": f"{longest:.1f}", "repeats": len(values)}
-        rows.append(entry)
+        median, longest, computed = milliseconds(action, values)
+        entry = {"what": what, "median_ms": f"{median:.1f}", "longest_ms": f"{longest:.1f}"}
+        rows.append(entry | {"processor_ms": f"{computed:.1f}", "repeats": len(values)})
 
     nodes = results.add_result(scan, result(3.0))
     drag = preview.Preview(nodes.map)
@@ -91,18 +95,15 @@ def measure() -> list[dict]:
     note("threshold slider: preview", drag.show, values)
     note("threshold slider: preview and slice", lambda value: (drag.show(value), slice_of(drag, scene, value)), values)
     drag.hide()
-    started = time.perf_counter()
+    note("smoothing the map, once", lambda value: preview.Preview(nodes.map, value), [2.0])
     smooth = preview.Preview(nodes.map, 2.0)
-    taken = f"{1000 * (time.perf_counter() - started):.1f}"
-    rows.append({"what": "smoothing the map, once", "median_ms": taken, "longest_ms": taken, "repeats": 1})
     note("threshold slider: preview of the smoothed map", smooth.show, values[:20])
     smooth.hide()
     answers = {value: result(value) for value in (3.0, 4.0, 5.0, 6.0)}
     note("new findings: nodes", lambda v: results.change_threshold(nodes.map, answers[v]), list(answers) * 2)
     note("jump to a finding", lambda v: findings.place_of(nodes.findings, int(v)), [0.0, 1.0, 2.0])
     note("reference of finer voxels onto the scan", lambda _v: volumes.read_mask(finer(scene), scan), [0.0, 1.0])
-    rows += memory_of_runs(scene, scan, result)
-    return rows
+    return rows + memory_of_runs(scene, *case(scene, SMALL_EDGE))
 
 
 def slice_of(drag, scene, _value) -> int:
@@ -139,7 +140,7 @@ def memory_of_runs(scene, scan, result) -> list[dict]:
         del nodes, node
         held.append(megabytes())
     return [
-        {"what": f"memory after run {run}, MB", "median_ms": "", "longest_ms": "", "repeats": f"{held[run - 1]:.0f}"}
+        {"what": "memory after so many results, MB", "repeats": run, "megabytes": f"{held[run - 1]:.0f}"}
         for run in (1, 5, 10, 20)
     ]
 
@@ -152,7 +153,7 @@ def main(words: list[str]) -> int:
     rows = measure()
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", encoding="utf-8", newline="") as stream:
-        table = csv.DictWriter(stream, ["what", "median_ms", "longest_ms", "repeats"], lineterminator="\n")
+        table = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
     return 0

@@ -699,6 +699,8 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._say(self._sentence(event))
         elif kind == "result":
             self._takeResult(event)
+        elif kind == "cancelled" and job is not None and job == self._checkJob:
+            self._checkJob, self.ui.scanLabel.text = None, ""
         elif kind == "cancelled":
             self._ended(job, _("Cancelled. Nothing was added to the scene."))
         elif kind == "failed":

@@ -12,7 +12,9 @@ from test_reading import dicom
 
 from UADBenchLib.dicom_seg import write_dicom_seg
 from UADBenchLib.errors import InputError
+from UADBenchLib.inference.worker import Kept
 from UADBenchLib.reading import read_scan
+from UADBenchLib.reports.worker import export
 
 pytest.importorskip("highdicom")
 
@@ -94,3 +96,21 @@ def test_refusals_write_nothing(series, tmp_path):
     with pytest.raises(InputError, match="DICOM_UNREADABLE"):
         write_dicom_seg(path, labels, scan.affine, ["a", "b"], [tmp_path / "notes.txt"], model="test")
     assert not path.exists()
+
+
+def test_the_worker_writes_it_on_request(series, tmp_path):
+    import highdicom
+
+    scan, job = read_scan(series), tmp_path / "job"
+    job.mkdir()
+    np.save(job / "labels_1.npy", blobs(scan.shape))
+    files = [str(path) for path in sorted(series.iterdir())]
+    dicom_fields = {"labels": "labels_1.npy", "affine": scan.affine.tolist(), "names": ["a", "b"], "series": files}
+    request = {"out": str(tmp_path / "out"), "formats": ["dicom-seg"], "scan": {"stem": "case"}}
+    request["dicom"] = dicom_fields | {"model": "fae-t1w-compact"}
+    assert export(request, Kept(job, "scan", {}))["files"] == ["case_model-fae-t1w-compact_seg.dcm"]
+    assert highdicom.seg.segread(tmp_path / "out" / "case_model-fae-t1w-compact_seg.dcm").number_of_segments == 2
+    with pytest.raises(InputError, match="BAD_REQUEST"):
+        export(request | {"dicom": None}, Kept(job, "scan", {}))
+    with pytest.raises(InputError, match="BAD_REQUEST"):
+        export(request | {"formats": ["pickle"]}, Kept(job, "scan", {}))

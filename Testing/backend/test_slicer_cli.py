@@ -18,7 +18,10 @@ from UADBenchLib.scan import Check
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "UADBenchDetect"
-AFFINE = np.array([[-1.5, 0, 0, 40.0], [0, 1.4, 0.3, -30.0], [0, -0.3, 1.9, -20.0], [0, 0, 0, 1]])
+TURN = np.array([[1, 0, 0], [0, 0.96, -0.28], [0, 0.28, 0.96]])
+AFFINE = np.eye(4)
+AFFINE[:3, :3] = TURN @ np.diag([-1.5, 1.4, 1.9])
+AFFINE[:3, 3] = [40.0, -30.0, -20.0]
 
 
 def load():
@@ -35,7 +38,7 @@ cli = load()
 @pytest.fixture
 def scan(tmp_path: Path) -> Path:
     """A scan with one bright block, on an oblique left-handed grid."""
-    voxels = np.random.default_rng(0).normal(1, 0.1, (40, 44, 30)).astype(np.float32)
+    voxels = np.random.default_rng(0).normal(1, 0.1, (80, 84, 60)).astype(np.float32)
     voxels[10:16, 20:26, 12:18] = 9.0
     writing.write_volume(tmp_path / "scan.nii.gz", voxels, AFFINE)
     return tmp_path / "scan.nii.gz"

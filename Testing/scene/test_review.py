@@ -98,6 +98,25 @@ def test_smoothing_takes_specks_away(volume, nodes):
     smooth.hide()
 
 
+def test_nothing_keeps_a_map_that_was_removed(scene, volume):
+    """Python's garbage collection set aside: a map lives as long as its node is in the scene, and no longer."""
+    import gc
+
+    nodes, gone = results.add_result(volume, outcome(volume)), []
+    nodes.map.AddObserver("DeleteEvent", lambda *_args: gone.append(1))
+    shown = preview.Preview(nodes.map)
+    shown.show(3.0)
+    shown.hide()
+    results.change_threshold(nodes.map, moved(volume, 4.0))
+    comparison.show_agreement(nodes.map, outcome(volume).mask, outcome(volume).mask)
+    display.show_legend(nodes.map, True)
+    assert results.maps_of(volume) == [nodes.map]
+    scene.mrml.RemoveNode(nodes.map)
+    del nodes, shown
+    gc.collect()
+    assert gone
+
+
 def test_preview_of_a_map_that_has_gone_is_none(scene, nodes):
     shown = preview.Preview(nodes.map)
     shown.show(3.0)
@@ -336,7 +355,7 @@ def test_a_chart_has_one_curve_a_model(volume, nodes):
 
 @pytest.mark.parametrize("kind", ["LabelMapVolume", "ScalarVolume", "Segmentation"])
 @pytest.mark.parametrize(
-    "spacing", [(1.8, 1.7, 1.9), (0.9, 0.85, 0.95), (3.6, 3.4, 5.7)], ids=["same", "finer", "coarser"]
+    "spacing", [(1.8, 1.7, 1.9), (0.9, 0.85, 0.95), (3.7, 3.3, 5.5)], ids=["same", "finer", "coarser"]
 )
 def test_references_of_all_kinds_land_where_they_are(scene, volume, kind, spacing):
     """A ball, drawn on another oblique grid, is found at the same world place on the scan's voxels."""
@@ -358,7 +377,7 @@ def test_references_of_all_kinds_land_where_they_are(scene, volume, kind, spacin
     own = np.moveaxis(np.indices(phantom.SHAPE), 0, -1) @ world[:3, :3].T + world[:3, 3]
     expected = np.linalg.norm(own - centre, axis=-1) < 22
     assert 2 * (mask & expected).sum() / (mask.sum() + expected.sum()) > (0.9 if spacing[0] > 2 else 0.95)
-    np.testing.assert_allclose((own[mask > 0]).mean(axis=0), centre, atol=0.6)
+    np.testing.assert_allclose(own[mask > 0].mean(axis=0), places[ball > 0].mean(axis=0), atol=0.3)
 
 
 def test_nearest_voxels_are_exact_on_halved_and_doubled_grids(scene):

@@ -90,6 +90,12 @@ def test_checking_the_scan_says_in_words_what_is_noticed(widget, monkeypatch):
     assert widget.ui.checkButton.enabled
 
 
+def test_a_check_whose_scan_was_deleted_ends(widget):
+    widget._checkJob = "job"
+    widget._take({"event": "cancelled", "job": "job"})
+    assert widget._checkJob is None and widget.ui.scanLabel.text == ""
+
+
 # ------------------------------------------------------------------------------------------------- 2. detect
 
 

@@ -15,6 +15,7 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
 from . import results, segments
+from .volumes import nodes_of_class
 
 # key in the worker's metrics, kind, title
 COLUMNS = (
@@ -217,8 +218,7 @@ def _new_chart(volume: Any) -> Any:
 
 def _own(volume: Any, kind: str, role: str) -> list[Any]:
     """Return the nodes of a class and role that belong to a scan."""
-    nodes = volume.GetScene().GetNodesByClass(kind)
-    found = [nodes.GetItemAsObject(index) for index in range(nodes.GetNumberOfItems())]
+    found = nodes_of_class(volume.GetScene(), kind)
     found = [node for node in found if node.GetAttribute("UADBench.Role") == role]
     return [node for node in found if node.GetNodeReferenceID(results.INPUT) == volume.GetID()]
 

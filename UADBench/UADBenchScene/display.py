@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import slicer
 
+from .volumes import nodes_of_class
+
 SCALE = (0.0, 10.0)
 """Range of the colours of every map, in calibrated z."""
 UNIT = "z"
@@ -43,8 +45,7 @@ def colours(scene: Any) -> Any:
     The colours are set again each time: a scene that was saved without its colour file comes back with an
     empty table.
     """
-    nodes = scene.GetNodesByClass("vtkMRMLColorTableNode")
-    found = [nodes.GetItemAsObject(index) for index in range(nodes.GetNumberOfItems())]
+    found = nodes_of_class(scene, "vtkMRMLColorTableNode")
     found = [node for node in found if node.GetAttribute("UADBench.Role") == "colours"]
     node = found[0] if found else scene.AddNewNodeByClass("vtkMRMLColorTableNode", f"UADBench anomaly ({UNIT})")
     node.SetAttribute("UADBench.Role", "colours")
@@ -97,9 +98,7 @@ def show_from(map_node: Any, threshold: float) -> None:
 
 def show_legend(map_node: Any, visible: bool) -> None:
     """Show or hide the colour legend of a map, and hide those of all other maps."""
-    legends = map_node.GetScene().GetNodesByClass("vtkMRMLColorLegendDisplayNode")
-    for index in range(legends.GetNumberOfItems()):
-        legend = legends.GetItemAsObject(index)
+    for legend in nodes_of_class(map_node.GetScene(), "vtkMRMLColorLegendDisplayNode"):
         owner = legend.GetDisplayableNode()
         if owner is not None and owner.GetAttribute("UADBench.Role") == "map":
             legend.SetVisibility(bool(visible and owner is map_node))
@@ -107,10 +106,8 @@ def show_legend(map_node: Any, visible: bool) -> None:
 
 def views_of_maps(scene: Any) -> list[Any]:
     """Return the slice views (composite nodes) that have an anomaly map in the foreground."""
-    nodes = scene.GetNodesByClass("vtkMRMLSliceCompositeNode")
     found = []
-    for index in range(nodes.GetNumberOfItems()):
-        composite = nodes.GetItemAsObject(index)
+    for composite in nodes_of_class(scene, "vtkMRMLSliceCompositeNode"):
         foreground = scene.GetNodeByID(composite.GetForegroundVolumeID() or "")
         if foreground is not None and foreground.GetAttribute("UADBench.Role") == "map":
             found.append(composite)

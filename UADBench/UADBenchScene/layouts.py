@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import comparison, results
+from .volumes import nodes_of_class
 
 FIRST_NUMBER = 7610
 """Of the layouts' numbers; Slicer's own are below 1000."""
@@ -92,9 +93,7 @@ def _views(scene: Any) -> dict[str, tuple[Any, Any]]:
     """Return slice node and composite node by layout name."""
     found: dict[str, list[Any]] = {}
     for place, kind in enumerate(("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode")):
-        nodes = scene.GetNodesByClass(kind)
-        for index in range(nodes.GetNumberOfItems()):
-            node = nodes.GetItemAsObject(index)
+        for node in nodes_of_class(scene, kind):
             found.setdefault(node.GetLayoutName(), [None, None])[place] = node
     return {name: (pair[0], pair[1]) for name, pair in found.items() if None not in pair}
 
@@ -136,18 +135,14 @@ def show_curve(map_node: Any, opacity: float) -> list[Any]:
     """Fill the layout "curve": the chart of the scan beside a slice with the map."""
     scene = map_node.GetScene()
     chart = comparison.chart_of(results.input_of(map_node))
-    plots = scene.GetNodesByClass("vtkMRMLPlotViewNode")
-    for index in range(plots.GetNumberOfItems()):
-        if chart is not None:
-            plots.GetItemAsObject(index).SetPlotChartNodeID(chart.GetID())
+    for plot in nodes_of_class(scene, "vtkMRMLPlotViewNode") if chart is not None else ():
+        plot.SetPlotChartNodeID(chart.GetID())
     return _fill(results.input_of(map_node), [(map_node, None)], opacity)
 
 
 def release(scene: Any) -> None:
     """Let the segmentations that a layout kept to some views be seen in all again."""
-    nodes = scene.GetNodesByClass("vtkMRMLSegmentationNode")
-    for index in range(nodes.GetNumberOfItems()):
-        node = nodes.GetItemAsObject(index)
+    for node in nodes_of_class(scene, "vtkMRMLSegmentationNode"):
         if node.GetAttribute("UADBench.OnlyIn") and node.GetDisplayNode() is not None:
             node.GetDisplayNode().RemoveAllViewNodeIDs()
             node.RemoveAttribute("UADBench.OnlyIn")

@@ -68,7 +68,11 @@ class Preview:
         """Take the preview out of the scene and show the result's own segmentation again."""
         node = self._scene.GetNodeByID(self._node_id or "")
         if node is not None:
+            shown = node.GetDisplayNode()
+            # What the views hold of the voxels goes with the segment, not with the node.
+            node.GetSegmentation().RemoveAllSegments()
             self._scene.RemoveNode(node)
+            self._scene.RemoveNode(shown)
         self._node_id = None
         self._show_result(True)
 

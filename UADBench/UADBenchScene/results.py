@@ -16,7 +16,7 @@ import numpy as np
 import slicer
 
 from . import display, findings, segments
-from .volumes import SceneError, ijk_to_ras, image_of, matrix_of, read_mask, voxels_of, world_affine
+from .volumes import SceneError, ijk_to_ras, image_of, matrix_of, nodes_of_class, read_mask, voxels_of, world_affine
 
 OTHER_FINDINGS = "other findings"
 
@@ -228,8 +228,7 @@ def is_map(node: Any) -> bool:
 
 def maps_of(volume: Any) -> list[Any]:
     """Return the anomaly maps of a volume, in the order in which they were made."""
-    nodes = volume.GetScene().GetNodesByClass("vtkMRMLScalarVolumeNode")
-    found = [nodes.GetItemAsObject(index) for index in range(nodes.GetNumberOfItems())]
+    found = nodes_of_class(volume.GetScene(), "vtkMRMLScalarVolumeNode")
     return [node for node in found if is_map(node) and node.GetNodeReferenceID(INPUT) == volume.GetID()]
 
 
@@ -263,8 +262,7 @@ def highest(map_node: Any) -> tuple[float, np.ndarray]:
 
 def _referring(map_node: Any, kind: str, role: str) -> Any:
     """Return the newest node of a class and role that refers to a map, or None."""
-    nodes = map_node.GetScene().GetNodesByClass(kind)
-    found = [nodes.GetItemAsObject(index) for index in range(nodes.GetNumberOfItems())]
+    found = nodes_of_class(map_node.GetScene(), kind)
     found = [n for n in found if n.GetNodeReferenceID(MAP) == map_node.GetID()]
     found = [n for n in found if n.GetAttribute("UADBench.Role") == role]
     return found[-1] if found else None

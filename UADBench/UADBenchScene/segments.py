@@ -65,6 +65,9 @@ def fill(node: Any, volume: Any, labels: np.ndarray, segments: Sequence[Segment]
     """
     was_modified = node.StartModify()
     segmentation = node.GetSegmentation()
+    # Without voxels first: removing a segment that shares its label map with others erases it there, voxel by voxel.
+    for number in range(segmentation.GetNumberOfSegments()):
+        segmentation.GetNthSegment(number).RemoveAllRepresentations()
     segmentation.RemoveAllSegments()
     # In this order: the reference geometry is taken relative to the node's own parent transform.
     node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
@@ -200,7 +203,9 @@ class History:
         self._saved: dict[str, tuple[Any, list[tuple[str | None, Any]]]] = {}
 
     def save(self, node: Any, note: Any = None) -> None:
-        """Keep a segmentation's state, with a note that ``undo`` gives back."""
+        """Keep a segmentation's state, with a note that ``undo`` gives back; those of removed nodes are forgotten."""
+        scene = node.GetScene()
+        self._saved = {key: kept for key, kept in self._saved.items() if scene.GetNodeByID(key) is not None}
         if node.GetID() not in self._saved:
             history = slicer.vtkSegmentationHistory()
             history.SetSegmentation(node.GetSegmentation())

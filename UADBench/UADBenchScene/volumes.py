@@ -58,6 +58,11 @@ class SceneError(Exception):
         self.advice = advice
 
 
+def nodes_of_class(scene: Any, kind: str) -> list[Any]:
+    """Return the nodes of a class; not by the scene's own collection, which in Python keeps its nodes for ever."""
+    return [scene.GetNthNodeByClass(number, kind) for number in range(scene.GetNumberOfNodesByClass(kind))]
+
+
 def check_volume(node: Any) -> None:
     """Refuse what is not a single-component scalar volume with a linear (or no) parent transform.
 
