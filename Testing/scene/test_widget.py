@@ -12,7 +12,7 @@ import slicer
 from conftest import matrix
 from phantom import affine_of
 from test_module import MODEL, SHAPE, client, module, volume  # noqa: F401  (fixtures)
-from UADBenchScene import comparison, findings, results, volumes
+from UADBenchScene import comparison, findings, layouts, results, volumes
 
 OTHER = "denoising-autoencoder-t1w-compact"
 
@@ -353,6 +353,26 @@ def test_flicker_and_opacity(widget):
     assert composite.GetForegroundOpacity() == 0.0
     widget.ui.flickerButton.fire("clicked", False)
     assert composite.GetForegroundOpacity() == 0.25
+
+
+def test_layouts_are_entered_and_given_back(widget, monkeypatch):
+    layout = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLayoutNode")
+    layout.SetViewArrangement(layout.SlicerLayoutFourUpView)
+    slicer.app.layoutManager.return_value = object()
+    shown = application.MagicMock()
+    monkeypatch.setattr(slicer.util, "setSliceViewerLayers", shown)
+    mapNode = detected(widget)
+    assert shown.call_args.kwargs["foreground"] is mapNode
+    seen = set()
+    for name in ("side by side", "models", "findings in 3-D", "curve"):
+        widget.ui.layoutComboBox.choose(name)
+        seen.add(layout.GetViewArrangement())
+    assert len(seen) == 4 and min(seen) >= layouts.FIRST_NUMBER
+    widget.exit()
+    assert layout.GetViewArrangement() == layout.SlicerLayoutFourUpView
+    widget.ui.layoutComboBox.choose("side by side")
+    widget.ui.layoutComboBox.choose("")
+    assert layout.GetViewArrangement() == layout.SlicerLayoutFourUpView
 
 
 # -------------------------------------------------------------------------------------- 4. compare and export
