@@ -19,10 +19,11 @@ import pandas
 from UADBenchLib.benchmark.runner import benchmark
 from UADBenchLib.benchmark.tables import SCANS, TIMING, read_table
 from UADBenchLib.bundles.bundle import load_bundle, save_bundle
+from UADBenchLib.bundles.card import table as markdown
 from UADBenchLib.bundles.catalogue import find_model
 from UADBenchLib.cohort import CohortScan, read_cohort, select
 from UADBenchLib.scan import CONTRASTS
-from UADBenchLib.writing import write_csv
+from UADBenchLib.writing import write_csv, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLITS = ROOT / "Resources" / "Splits"
@@ -85,6 +86,34 @@ def healthy_table(scans: pandas.DataFrame) -> list[dict[str, object]]:
     return rows
 
 
+PAGE = """# The shipped models in figures
+
+Written by `python Testing/measure.py` (`make measure`), from one `uadbench benchmark` run a contrast; the same
+rows as [figures/models.csv](figures/models.csv) and [figures/healthy.csv](figures/healthy.csv).
+
+Means over scans, on each scan's own grid. Dice at the threshold `fpr-1pct`, which comes from healthy validation
+scans; best Dice is what the map could reach with a threshold chosen on the scan itself, an upper bound; average
+precision (AP) in the brain mask, with the healthy reference and without it; seconds are the median a scan for
+scoring, calibration and the way back, on one core.
+
+Synthetic cases: lesions put into healthy test scans (T1w), or heads synthesised from label maps that were not
+trained on (T2w, FLAIR). `tumour-auto` (glioma, automatic references), `ms-ljubljana` (expert references) and
+`stroke` are real development cases: they were looked at while the methods were built, though no threshold was
+set on them. n is the number of scans.
+
+## Lesions
+
+{lesions}
+
+## Healthy test scans: false-positive rate
+
+Share of the brain's voxels above the threshold, mean and highest over scans. People with depression (ds002748)
+have no lesion that was reported.
+
+{healthy}
+"""
+
+
 def write_card(model: str, healthy: list[dict[str, object]], lesions: list[dict[str, object]]) -> None:
     """Put the figures of one model into its bundle."""
     bundle = load_bundle(find_model(model))
@@ -121,6 +150,8 @@ def main() -> None:
         return  # part of a table is no table
     write_csv(given.out / "healthy.csv", healthy, list(healthy[0]))
     write_csv(given.out / "models.csv", lesions, list(lesions[0]))
+    page = PAGE.format(lesions=markdown(lesions), healthy=markdown(healthy))
+    write_text(given.out.parent / "models.md", page)
     for model in sorted({str(row["model"]) for row in healthy}):
         write_card(model, healthy, lesions)
 
