@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/methods: the demo's case as every shipped T1w model sees it, one PNG a method."""
+"""Draw the pictures of docs/methods: the demo's case as every shipped T1w model sees it, one picture a method."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from UADBenchLib.reports.figure import detection_figure
 from UADBenchLib.synthesis.sample import make_sample
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDTH = 1200
+WIDTH = 1100
 """Pixels; the pages are read on screens."""
 
 
 def shrink(path: Path) -> None:
-    """Bring a picture to ``WIDTH`` and 256 colours: clones carry it."""
+    """Replace a PNG by a JPEG of ``WIDTH``: clones carry it."""
     with Image.open(path) as picture:
         small = picture.convert("RGB").resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.LANCZOS)
-    small.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    small.save(path.with_suffix(".jpg"), quality=85, optimize=True)
+    path.unlink()
 
 
 def main() -> None:

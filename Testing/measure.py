@@ -62,6 +62,16 @@ def write_cohort(rows: list[tuple[str, CohortScan]], path: Path) -> None:
     write_csv(path, table, [*names, "dataset"])
 
 
+def evaluate(rows: list[tuple[str, CohortScan]], run: Path, workers: int | None) -> None:
+    """Run the benchmark, or go on with it."""
+    # The benchmark evaluates split "test"; that development cases are none is said where their figures are.
+    table = run.with_suffix(".csv")
+    write_cohort([(dataset, replace(row, split="test")) for dataset, row in rows], table)
+    failed = benchmark(table, "all", run, workers=workers)["failed"]
+    if failed:
+        sys.stderr.write(f"{failed} scans failed: {run / 'failures.csv'}\n")
+
+
 def lesion_table(scans: pandas.DataFrame, timing: pandas.DataFrame) -> list[dict[str, object]]:
     """One row a model and kind of case with a reference."""
     seconds = timing.groupby("model")["score_seconds"].median()
@@ -138,14 +148,15 @@ def main() -> None:
     rows = cohort_rows(given.data, given.cohorts, given.most)
     healthy, lesions = [], []
     for contrast in given.contrast or CONTRASTS:
-        run = given.run / contrast
-        write_cohort([one for one in rows if one[1].contrast == contrast], given.run / f"{contrast}.csv")
-        failed = benchmark(given.run / f"{contrast}.csv", "all", run, workers=given.workers)["failed"]
-        if failed:
-            sys.stderr.write(f"{failed} scans failed: {run / 'failures.csv'}\n")
-        scans = read_table(run, SCANS)
-        healthy += healthy_table(scans)
-        lesions += lesion_table(scans, read_table(run, TIMING))
+        scans, timing = [], []
+        for split, name in (("test", contrast), ("development", f"{contrast}-development")):
+            chosen = [one for one in rows if (one[1].contrast, one[1].split) == (contrast, split)]
+            run = given.run / name
+            evaluate(chosen, run, given.workers)
+            scans.append(read_table(run, SCANS))
+            timing.append(read_table(run, TIMING))
+        healthy += healthy_table(pandas.concat(scans))
+        lesions += lesion_table(pandas.concat(scans), pandas.concat(timing))
     if given.contrast:
         return  # part of a table is no table
     write_csv(given.out / "healthy.csv", healthy, list(healthy[0]))

@@ -219,7 +219,7 @@ def _dice_rows(
     for name, members in sets.items():
         scans = own[members]
         mean, low, high = mean_interval(scans["dice"].to_numpy(float), scans["subject"], _bootstrap())
-        best = int(np.argmax(sums[name]))
+        best = int(np.argmax(np.where(edges[: len(sums[name])] >= 0, sums[name], -1)))  # below 0 all is flagged
         yield {
             "set": name, "model": model, "operating_point": source.point, "mean": mean, "low": low, "high": high,
             "optimal": float(sums[name][best] / len(scans)), "optimal_threshold": float(edges[best]),
