@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the runs; gone on with where they are there")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures")
     parser.add_argument("--contrast", choices=CONTRASTS, action="append", help="run this one only, write no table")
-    parser.add_argument("--most", type=int, default=12, help="healthy scans of a group at most")
+    parser.add_argument("--most", type=int, default=8, help="healthy scans of a group at most")
     parser.add_argument("--workers", type=int, default=None)
     given = parser.parse_args()
     rows = cohort_rows(given.data, given.cohorts, given.most)

@@ -184,6 +184,14 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/Models/denoising-autoencoder-t1w-compact/docs/loss.csv
   Resources/Models/denoising-autoencoder-t1w-compact/models/model.safetensors
   Resources/Models/denoising-autoencoder-t1w-compact/models/reference.safetensors
+  Resources/Models/disyre-flair-compact/LICENSE
+  Resources/Models/disyre-flair-compact/configs/inference.json
+  Resources/Models/disyre-flair-compact/configs/metadata.json
+  Resources/Models/disyre-flair-compact/docs/README.md
+  Resources/Models/disyre-flair-compact/docs/loss.csv
+  Resources/Models/disyre-flair-compact/docs/loss.png
+  Resources/Models/disyre-flair-compact/models/model.safetensors
+  Resources/Models/disyre-flair-compact/models/reference.safetensors
   Resources/Models/disyre-t1w-compact/LICENSE
   Resources/Models/disyre-t1w-compact/configs/inference.json
   Resources/Models/disyre-t1w-compact/configs/metadata.json
@@ -191,12 +199,32 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/Models/disyre-t1w-compact/docs/loss.csv
   Resources/Models/disyre-t1w-compact/models/model.safetensors
   Resources/Models/disyre-t1w-compact/models/reference.safetensors
+  Resources/Models/disyre-t2w-compact/LICENSE
+  Resources/Models/disyre-t2w-compact/configs/inference.json
+  Resources/Models/disyre-t2w-compact/configs/metadata.json
+  Resources/Models/disyre-t2w-compact/docs/README.md
+  Resources/Models/disyre-t2w-compact/docs/loss.csv
+  Resources/Models/disyre-t2w-compact/docs/loss.png
+  Resources/Models/disyre-t2w-compact/models/model.safetensors
+  Resources/Models/disyre-t2w-compact/models/reference.safetensors
+  Resources/Models/intensity-norm-flair-compact/LICENSE
+  Resources/Models/intensity-norm-flair-compact/configs/inference.json
+  Resources/Models/intensity-norm-flair-compact/configs/metadata.json
+  Resources/Models/intensity-norm-flair-compact/docs/README.md
+  Resources/Models/intensity-norm-flair-compact/models/model.safetensors
+  Resources/Models/intensity-norm-flair-compact/models/reference.safetensors
   Resources/Models/intensity-norm-t1w-compact/LICENSE
   Resources/Models/intensity-norm-t1w-compact/configs/inference.json
   Resources/Models/intensity-norm-t1w-compact/configs/metadata.json
   Resources/Models/intensity-norm-t1w-compact/docs/README.md
   Resources/Models/intensity-norm-t1w-compact/models/model.safetensors
   Resources/Models/intensity-norm-t1w-compact/models/reference.safetensors
+  Resources/Models/intensity-norm-t2w-compact/LICENSE
+  Resources/Models/intensity-norm-t2w-compact/configs/inference.json
+  Resources/Models/intensity-norm-t2w-compact/configs/metadata.json
+  Resources/Models/intensity-norm-t2w-compact/docs/README.md
+  Resources/Models/intensity-norm-t2w-compact/models/model.safetensors
+  Resources/Models/intensity-norm-t2w-compact/models/reference.safetensors
   Resources/Models/patchcore-t1w-compact/LICENSE
   Resources/Models/patchcore-t1w-compact/configs/inference.json
   Resources/Models/patchcore-t1w-compact/configs/metadata.json
