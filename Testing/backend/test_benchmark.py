@@ -21,6 +21,7 @@ from benchmarks import MODELS, make_cohort, make_models, quick_evaluate
 from builders import Laboratory, on_grid, write_cohort
 
 from UADBenchLib.benchmark import executors, runner, tables
+from UADBenchLib.benchmark import plan as planning
 from UADBenchLib.benchmark.evaluate import Job, evaluate, scan_score
 from UADBenchLib.benchmark.plan import make_plan, scan_ids
 from UADBenchLib.benchmark.summary import summarise
@@ -371,6 +372,10 @@ class TestExecutors:
         assert code_of(lambda: executors.worker_devices("cuda", 3, 9)) == "OPTION_INVALID"
         assert torch.device("cuda:1").type == "cuda"
 
+    def test_a_finished_run_is_gone_on_with_by_any_number_of_workers(self, cohort: Path, tmp_path: Path) -> None:
+        for workers in (1, 3):
+            assert run(cohort, tmp_path / "run", workers=workers)["failed"] == 0
+
     def test_processes_are_no_more_than_memory_allows(self, cohort: Path, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr(runner, "_free_memory", lambda: 2 * runner.PROCESS_BYTES)
         forecast = runner.foresee(make_plan(cohort, MODELS).jobs)
@@ -398,7 +403,10 @@ class TestRefusals:
         checks = make_plan(make_cohort(tmp_path / "data", 2), MODELS).checks
         assert {check.code for check in checks} == {"SUBJECTS_MAYBE_SHARED"}
 
-    def test_models_that_do_not_fit(self, cohort: Path, tmp_path: Path) -> None:
+    def test_models_that_do_not_fit(self, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        known = [entry for entry in planning.list_models() if entry.get("contrast") == "T1w"]
+        monkeypatch.setattr(planning, "list_models", lambda: known)
+
         def plan(models, **options):
             return lambda: make_plan(options.pop("cohort", cohort), models, **options)
 

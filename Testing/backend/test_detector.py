@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from builders import Laboratory, make_bundle
 
+from UADBenchLib.bundles import catalogue as bundles
 from UADBenchLib.bundles.bundle import Bundle, load_metadata
 from UADBenchLib.bundles.catalogue import find_model
 from UADBenchLib.errors import CancelledError, InputError
@@ -189,6 +190,13 @@ class TestThresholds:
         assert refusal.value.code == "OPTION_INVALID"
 
 
+@pytest.fixture
+def t1w_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no model for another contrast were installed."""
+    fitting = [entry for entry in bundles.list_models() if entry.get("contrast") == "T1w"]
+    monkeypatch.setattr(bundles, "list_models", lambda: fitting)
+
+
 class TestRefusals:
     """All of these come before the work: preparation would be noticed."""
 
@@ -209,7 +217,7 @@ class TestRefusals:
         assert self.code(replace(sample[0], contrast="FLAIR"), laboratory.model) == "CONTRAST_MISMATCH"
         assert self.code(replace(sample[0], contrast=None), laboratory.model, "flair") == "CONTRAST_MISMATCH"
 
-    def test_no_model_of_the_contrast(self, sample: Sample) -> None:
+    def test_no_model_of_the_contrast(self, sample: Sample, t1w_alone: None) -> None:
         assert self.code(replace(sample[0], contrast="T2w")) == "MODEL_MISSING"
 
     def test_unknown_names(self, sample: Sample, laboratory: Laboratory) -> None:
@@ -272,7 +280,9 @@ class TestContrast:
         assert reached.value.code == "REACHED" and "t1w" in reached.value.message
 
     @pytest.mark.parametrize(("found", "code"), [("T2w", "MODEL_MISSING"), ("other", "CONTRAST_OTHER")])
-    def test_what_no_model_is_for(self, found: str, code: str, prepared: list[str], sample: Sample) -> None:
+    def test_what_no_model_is_for(
+        self, found: str, code: str, prepared: list[str], sample: Sample, t1w_alone: None
+    ) -> None:
         prepared.append(found)
         with pytest.raises(InputError) as refusal:
             detect(replace(sample[0], contrast=None), device="cpu")

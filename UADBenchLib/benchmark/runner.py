@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ VOXEL_BYTES = 20
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take: bytes on disk, bytes of memory for each process, and how many processes fit."""
+    """What a run will take: bytes on disk, bytes of memory for each process, and how many processes memory holds."""
 
     disk: int
     memory: int
@@ -142,7 +143,8 @@ def _run(
     _refuse_other_run(out, plan.run)
     todo = [job for job in plan.jobs if not _is_done(out, job)]
     forecast = foresee(todo)
-    devices = [plan.run.device] if scheduler else executors.worker_devices(device, workers, forecast.processes)
+    most = min(forecast.processes, max(1, len(todo)))
+    devices = [plan.run.device] if scheduler else executors.worker_devices(device, workers, most)
     checks = [*plan.checks, *_short_of(forecast, len(devices), workers, out, local=scheduler is None)]
     write_run(out, plan.run)
     meter = _Meter(len(plan.jobs), len(plan.jobs) - len(todo), progress)
@@ -216,8 +218,8 @@ def foresee(jobs: Sequence[Job]) -> Forecast:
     scored = sum(len(job.models) for job in jobs)
     memory = PROCESS_BYTES + VOXEL_BYTES * max((_voxels(job.row.scan) for job in jobs), default=0)
     free = _free_memory()
-    fitting = len(jobs) if free is None else free // memory
-    return Forecast(scored * RECORD_BYTES, memory, max(1, min(fitting, len(jobs))))
+    fitting = sys.maxsize if free is None else free // memory  # what cannot be found out is not refused
+    return Forecast(scored * RECORD_BYTES, memory, max(1, fitting))
 
 
 def _voxels(path: Path) -> int:
