@@ -388,6 +388,7 @@ class TestShipped:
         assert set(licences) == set(metadata.trained_on["sites"])
         for site, licence in licences.items():
             assert licence not in ("", "not stated") and site in card and licence in card
+        assert ("Nobody was scanned" in card) == any("synthesised" in licence for licence in licences.values())
 
     def test_no_subject_is_in_training_and_validation(self, path: Path) -> None:
         metadata = load_metadata(path)

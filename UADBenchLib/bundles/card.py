@@ -44,6 +44,9 @@ def _training(metadata: Metadata) -> str:
         {"site": site, "scans": count, "licence of the data": trained.get("licences", {}).get(site, "not stated")}
         for site, count in sorted(trained["sites"].items())
     ]
+    # The plan that synthesised heads were made by says so where it names the licence of the label maps.
+    made = any("synthesised" in str(licence) for licence in trained.get("licences", {}).values())
+    nobody = " Nobody was scanned for them, and no real healthy scan of this contrast was seen." if made else ""
     steps = f"{metadata.steps} steps" if metadata.steps else "one pass, no gradient steps"
     history = f"\n\n{trained['history']}" if trained.get("history") else ""
     if backbone := trained.get("backbone"):
@@ -51,7 +54,7 @@ def _training(metadata: Metadata) -> str:
         history = f"\n\nFeature backbone: {backbone['source']}{file}." + history
     return (
         f"{trained['scans']} healthy {metadata.contrast} scans of {len(trained['subjects'])} subjects, {steps}, seed "
-        f"{metadata.seed}. "
+        f"{metadata.seed}.{nobody} "
         f"Prepared by recipe `{metadata.recipe_hash}` (registration: {metadata.space.registration}, to "
         f"{metadata.space.template}, "
         f"{metadata.space.voxel_mm:g} mm).\n\n" + table(rows) + history
