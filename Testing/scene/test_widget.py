@@ -471,7 +471,7 @@ def test_nothing_is_installed_without_asking(widget, module, monkeypatch):  # no
 
 def test_nothing_is_installed_into_the_users_own_interpreter(widget, module, monkeypatch):  # noqa: F811
     monkeypatch.setattr(module.UADBenchLogic, "missingPackages", lambda _self, _dicom=False: ["torch"])
-    application.Settings.values[module.PYTHON_SETTING] = "/home/reader/venv/bin/python"
+    application.Settings.values[module.PYTHON_SETTING] = "another-python"
     widget.ui.applyButton.fire("clicked", False)
     assert "torch" in slicer.util.errorDisplay.call_args.args[0]
     assert not slicer.util.confirmOkCancelDisplay.called and widget._job is None
@@ -479,8 +479,8 @@ def test_nothing_is_installed_into_the_users_own_interpreter(widget, module, mon
 
 def test_another_python_is_remembered_and_the_worker_ended(widget, module):  # noqa: F811
     detected(widget)
-    widget.ui.pythonPathEdit.fire("currentPathChanged", "/opt/venv/bin/python")
-    assert application.Settings.values[module.PYTHON_SETTING] == "/opt/venv/bin/python"
+    widget.ui.pythonPathEdit.fire("currentPathChanged", "another-python")
+    assert application.Settings.values[module.PYTHON_SETTING] == "another-python"
     assert not widget.logic.session.client.alive
 
 
