@@ -1,7 +1,7 @@
 """Measure the shipped models and write the tables that README, docs and model cards quote.
 
-Two benchmark runs a contrast, test and development cases apart: healthy test scans, synthetic lesions in healthy test scans (T1w) and in
-synthesised test heads (T2w, FLAIR), and the development cases. ``models.csv``: for every model and kind of case Dice at
+Two benchmark runs a contrast, test and development cases apart: healthy test scans with and without synthetic lesions
+(T1w) and synthesised test heads (T2w, FLAIR), then the development cases. ``models.csv``: for every model and kind of case Dice at
 the threshold of 1 % healthy false positives, best Dice, average precision calibrated and not, seconds on one core.
 ``healthy.csv``: mean false-positive rate of every group of healthy test scans. The rows of a model also go into its
 bundle, from which its card is written.
@@ -99,7 +99,8 @@ def healthy_table(scans: pandas.DataFrame) -> list[dict[str, object]]:
 PAGE = """# The shipped models in figures
 
 Written by `python Testing/measure.py` (`make measure`), from two `uadbench benchmark` runs a contrast, test
-and development cases apart; the same rows as [figures/models.csv](figures/models.csv) and [figures/healthy.csv](figures/healthy.csv).
+and development cases apart; the same rows as
+[figures/models.csv](figures/models.csv) and [figures/healthy.csv](figures/healthy.csv).
 
 Means over scans, on each scan's own grid. Dice at the threshold `fpr-1pct`, which comes from healthy validation
 scans; best Dice is what the map could reach with a threshold chosen on the scan itself, an upper bound; average
