@@ -1,10 +1,10 @@
 """Measure the shipped models and write the tables that README, docs and model cards quote.
 
-Two benchmark runs a contrast, test and development cases apart: healthy test scans with and without synthetic lesions
-(T1w) and synthesised test heads (T2w, FLAIR), then the development cases. ``models.csv``: for every model and kind of case Dice at
-the threshold of 1 % healthy false positives, best Dice, average precision calibrated and not, seconds on one core.
-``healthy.csv``: mean false-positive rate of every group of healthy test scans. The rows of a model also go into its
-bundle, from which its card is written.
+Two benchmark runs a contrast, test and development cases apart: healthy test scans with and without synthetic
+lesions (T1w) and synthesised test heads (T2w, FLAIR), then the development cases. ``models.csv``: for every model
+and kind of case Dice at the threshold of 1 % healthy false positives, best Dice, average precision calibrated and
+not, seconds on one core. ``healthy.csv``: mean false-positive rate of every group of healthy test scans. The rows
+of a model also go into its bundle, from which its card is written.
 """
 
 from __future__ import annotations
