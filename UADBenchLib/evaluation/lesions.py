@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from UADBenchLib.errors import InputError
+from UADBenchLib.evaluation.metrics import same_grid
 from UADBenchLib.evaluation.policy import DEFAULT_POLICY, EmptyCasePolicy
 
 
@@ -175,12 +175,7 @@ def count_lesions(
     InputError
         GRID_MISMATCH when the shapes differ.
     """
-    if mask.shape != reference.shape:
-        raise InputError(
-            "GRID_MISMATCH",
-            f"mask and reference differ in shape: {mask.shape} and {reference.shape}",
-            "bring both onto the scan's own grid first",
-        )
+    same_grid(mask, reference, "mask and reference")
     lesions, n_lesions = components(reference, rule.connectivity)
     findings, n_findings = components(mask, rule.connectivity)
     lesion_sizes, hit = _covered(lesions, n_lesions, mask, rule)

@@ -18,7 +18,7 @@ from UADBenchLib.errors import InputError
 from UADBenchLib.evaluation.policy import DEFAULT_POLICY, EmptyCasePolicy
 
 
-def _same_grid(first: np.ndarray, second: np.ndarray, names: str) -> None:
+def same_grid(first: np.ndarray, second: np.ndarray, names: str) -> None:
     """Raise ``InputError`` GRID_MISMATCH unless two arrays have one shape."""
     if first.shape != second.shape:
         raise InputError(
@@ -48,7 +48,7 @@ def dice(mask: np.ndarray, reference: np.ndarray, policy: EmptyCasePolicy = DEFA
     InputError
         GRID_MISMATCH when the shapes differ.
     """
-    _same_grid(mask, reference, "mask and reference")
+    same_grid(mask, reference, "mask and reference")
     flagged, true = mask != 0, reference != 0
     n_flagged, n_true = int(np.count_nonzero(flagged)), int(np.count_nonzero(true))
     if n_true == 0:
@@ -85,9 +85,9 @@ def average_precision(
     InputError
         GRID_MISMATCH when shapes differ, NON_FINITE when a score is NaN or infinite.
     """
-    _same_grid(scores, reference, "map and reference")
+    same_grid(scores, reference, "map and reference")
     if brain_mask is not None:
-        _same_grid(scores, brain_mask, "map and brain mask")
+        same_grid(scores, brain_mask, "map and brain mask")
         inside = brain_mask != 0
         values, labels = scores[inside], reference[inside] != 0
     else:
@@ -185,7 +185,7 @@ class Histogram:
         """
         for other, name in ((reference, "reference"), (brain_mask, "brain mask")):
             if other is not None:
-                _same_grid(scores, other, f"map and {name}")
+                same_grid(scores, other, f"map and {name}")
         inside = ... if brain_mask is None else brain_mask != 0
         values = np.ravel(scores[inside])
         lesion = np.zeros(values.size, bool) if reference is None else np.ravel(reference[inside]) != 0

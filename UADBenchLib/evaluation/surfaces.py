@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from UADBenchLib.errors import InputError
+from UADBenchLib.evaluation.metrics import same_grid
 from UADBenchLib.evaluation.policy import DEFAULT_POLICY, EmptyCasePolicy
 
 
@@ -42,12 +42,7 @@ def surface_distance(
     InputError
         GRID_MISMATCH when the shapes differ.
     """
-    if mask.shape != reference.shape:
-        raise InputError(
-            "GRID_MISMATCH",
-            f"mask and reference differ in shape: {mask.shape} and {reference.shape}",
-            "bring both onto the scan's own grid first",
-        )
+    same_grid(mask, reference, "mask and reference")
     first, second = mask != 0, reference != 0
     if not first.any() or not second.any():
         return policy.no_surface_distance

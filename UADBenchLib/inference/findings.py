@@ -13,6 +13,7 @@ import numpy as np
 
 from UADBenchLib.errors import InputError
 from UADBenchLib.evaluation.lesions import DEFAULT_RULE, LesionRule, components, is_covered
+from UADBenchLib.evaluation.metrics import same_grid
 
 COLUMNS: tuple[str, ...] = (
     "index", "volume_ml", "peak_z", "mean_z", "centroid_r", "centroid_a", "centroid_s",
@@ -113,12 +114,8 @@ def find(
     if not (np.isfinite(minimum_ml) and minimum_ml >= 0):
         raise InputError("OPTION_INVALID", f"the minimum volume is {minimum_ml} ml", "give 0 or a positive number")
     for other, name in ((mask, "mask"), (reference, "reference")):
-        if other is not None and other.shape != map.shape:
-            raise InputError(
-                "GRID_MISMATCH",
-                f"map and {name} differ in shape: {map.shape} and {other.shape}",
-                "bring both onto the scan's own grid first",
-            )
+        if other is not None:
+            same_grid(map, other, f"map and {name}")
     labels, count = components(mask, rule.connectivity)
     if count == 0:
         return np.zeros(mask.shape, dtype=np.uint8), []
