@@ -177,6 +177,22 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/BrainExtraction/configs/metadata.json
   Resources/BrainExtraction/docs/README.md
   Resources/BrainExtraction/models/model.safetensors
+  Resources/Models/context-vae-t1w-compact/LICENSE
+  Resources/Models/context-vae-t1w-compact/configs/inference.json
+  Resources/Models/context-vae-t1w-compact/configs/metadata.json
+  Resources/Models/context-vae-t1w-compact/docs/README.md
+  Resources/Models/context-vae-t1w-compact/docs/loss.csv
+  Resources/Models/context-vae-t1w-compact/docs/loss.png
+  Resources/Models/context-vae-t1w-compact/models/model.safetensors
+  Resources/Models/context-vae-t1w-compact/models/reference.safetensors
+  Resources/Models/context-vae-t2w-compact/LICENSE
+  Resources/Models/context-vae-t2w-compact/configs/inference.json
+  Resources/Models/context-vae-t2w-compact/configs/metadata.json
+  Resources/Models/context-vae-t2w-compact/docs/README.md
+  Resources/Models/context-vae-t2w-compact/docs/loss.csv
+  Resources/Models/context-vae-t2w-compact/docs/loss.png
+  Resources/Models/context-vae-t2w-compact/models/model.safetensors
+  Resources/Models/context-vae-t2w-compact/models/reference.safetensors
   Resources/Models/denoising-autoencoder-t1w-compact/LICENSE
   Resources/Models/denoising-autoencoder-t1w-compact/configs/inference.json
   Resources/Models/denoising-autoencoder-t1w-compact/configs/metadata.json
