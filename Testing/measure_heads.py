@@ -2,8 +2,9 @@
 
 ``brain_mask.csv``: Dice of the brain mask in whole T1w heads not trained on, and in heads synthesised from the
 label maps that were held out. ``contrast.csv``: which contrast was found in every scan of a folder, and in synthesised
-ones. ``heads_seconds.csv``: seconds of every stage from a raw head to prepared slices. ``heads.png``: one synthesised
-head in three contrasts, and the four kinds of lesion.
+ones. ``round_trip.csv``: Dice of real lesions of 1 ml and more that were carried to the model grid and back.
+``heads_seconds.csv``: seconds of every stage from a raw head to prepared slices. ``heads.png``: one synthesised head in
+three contrasts, and the four kinds of lesion.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
+from scipy.ndimage import label
+from scipy.spatial.transform import Rotation
 
 from UADBenchLib.cohort import read_cohort, select
 from UADBenchLib.errors import InputError
@@ -25,7 +28,7 @@ from UADBenchLib.geometry import canonical
 from UADBenchLib.parallel import map_processes
 from UADBenchLib.preprocessing.brain_extraction import find_brain
 from UADBenchLib.preprocessing.contrast import find_contrast
-from UADBenchLib.preprocessing.recipe import Recipe, prepare
+from UADBenchLib.preprocessing.recipe import Prepared, Recipe, prepare
 from UADBenchLib.reading import contrast_from_name, read_mask, read_scan
 from UADBenchLib.scan import CONTRASTS, Scan
 from UADBenchLib.synthesis.anatomy import brain_mask, deform, draw_deformation, read_anatomies, read_anatomy
@@ -40,6 +43,8 @@ from UADBenchLib.training.slices import build_store, default_store
 from UADBenchLib.writing import atomic, write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
+LEAST_ML = 1.0
+"""Lesions below are not carried to the model grid and back."""
 SYNTHETIC = 60
 """Heads synthesised to tell contrasts apart; a third each."""
 
@@ -105,6 +110,35 @@ def seconds_rows(data: Path, maps: Path) -> list[dict[str, object]]:
         size = " x ".join(f"{edge:.2g}" for edge in scan.voxel_mm)
         total = round(sum(prepared.seconds.values()), 1)
         rows.append({"scan": scan.stem, "voxel_mm": size, **prepared.seconds, "total": total})
+    return rows
+
+
+def round_trip_rows(data: Path) -> list[dict[str, object]]:
+    """Dice of every real lesion of ``LEAST_ML`` and more that is carried to the model grid and back, by kind.
+
+    The masks lie on 1 mm grids; the way to the template is oblique, so that no grid agrees with another.
+    """
+    recipe, rows = Recipe(), []
+    turn = Rotation.from_euler("xyz", (9, -6, 13), degrees=True).as_matrix()
+    world = np.eye(4)
+    world[:3, :3], world[:3, 3] = 1.04 * turn, (3.3, -4.1, 2.7)
+    empty = np.zeros(recipe.shape, dtype=np.float32)
+    for kind in ("ms", "stroke"):
+        found = []
+        for path in sorted((data / "lesion-masks" / kind).glob("*.nii.gz")):
+            scan = read_scan(path)
+            labels, count = label(scan.voxels > 0, np.ones((3, 3, 3)))
+            volumes = np.bincount(labels.ravel())[1:] * scan.voxel_ml
+            everywhere = np.ones(scan.shape, dtype=bool)
+            prepared = Prepared(empty, empty > 0, recipe.affine, everywhere, world, [], [])
+            for number in np.flatnonzero(volumes >= LEAST_ML) + 1:
+                lesion = labels == number
+                back = prepared.to_native(prepared.to_model(lesion.astype(np.float32), scan), scan) > 0.5
+                found.append(dice(back, lesion))
+        values = np.array(found)
+        row = {"lesions": kind, "n": len(values), "mean_dice": round(float(values.mean()), 3)}
+        row |= {"lowest_dice": round(float(values.min()), 3), "share_from_0.9": round(float((values >= 0.9).mean()), 3)}
+        rows.append(row)
     return rows
 
 
@@ -203,6 +237,7 @@ def main() -> None:
     for name, rows in (
         ("brain_mask", mask_rows(given.data, given.maps)),
         ("heads_seconds", seconds_rows(given.data, given.maps)),
+        ("round_trip", round_trip_rows(given.data)),
     ):
         write_csv(given.out / f"{name}.csv", rows, list(rows[0]))
     found = contrast_rows(given.data, given.maps, given.workers)
