@@ -446,6 +446,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             else _("Choose an anomaly map and a reference first.")
         )
         ui.exportButton.enabled = bool(isMap)
+        self._updateUndo()
 
     # -- 1. scan
 
@@ -946,7 +947,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if nodes is None:
             self._fillTable([])
             self.ui.findingsLabel.text = _("No result yet.")
-            self.ui.undoButton.enabled = False
+            self._updateUndo()
             return
         self._quiet = True
         if not self._thresholdTimer.active:
@@ -959,7 +960,14 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         rows = sceneModule("findings").rows_of(nodes.findings) if nodes.findings is not None else []
         self._fillTable(rows)
         self.ui.findingsLabel.text = self._findingsSentence(mapNode, rows)
-        self.ui.undoButton.enabled = self.logic.session.history.can_undo(nodes.segmentation)
+        self._updateUndo()
+
+    def _updateUndo(self):
+        """Enable Undo where there is something to go back to."""
+        node = self._parameterNode
+        self.ui.undoButton.enabled = node is not None and self.logic.session.can_undo(
+            node.resultMap, node.acceptedTarget
+        )
 
     @staticmethod
     def _findingsSentence(mapNode, rows):
@@ -1071,10 +1079,12 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.showFindings()
 
     def onUndo(self, *_args):
-        """Bring the segmentation back to what it was before it was last changed from here."""
-        if self._parameterNode is not None and self.logic.session.undo(self._parameterNode.resultMap):
-            self._hidePreview()
-            self.showFindings()
+        """Take back the last change of a segmentation from here: a moved threshold, or findings that were sent."""
+        node = self._parameterNode
+        with slicer.util.tryWithErrorDisplay(_("The change could not be undone.")):
+            if node is not None and self.logic.session.undo(node.resultMap, node.acceptedTarget):
+                self._hidePreview()
+                self.showFindings()
 
     def onSend(self, *_args):
         """Copy the accepted findings into a segmentation and go to the Segment Editor, where there is one."""
@@ -1083,6 +1093,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             results = sceneModule("results")
             target = results.send_accepted(node.resultMap, node.acceptedTarget, self.logic.session.history)
             node.acceptedTarget = target
+            self._updateUndo()
             self.ui.findingsLabel.text = _("The accepted findings are in '{name}'.").format(name=target.GetName())
             if getattr(slicer.modules, "segmenteditor", None) is None or slicer.util.mainWindow() is None:
                 return

@@ -220,6 +220,16 @@ def test_undo_brings_segments_table_and_display_back(volume, nodes):
     assert not results.undo(nodes.map, history), "there is nothing before that"
 
 
+def test_as_many_states_as_are_kept_can_be_gone_back_to(volume, nodes):
+    history, marks = segments.History(), []
+    for threshold in (4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0):
+        marks.append(segments.fingerprint(nodes.segmentation))
+        results.change_threshold(nodes.map, moved(volume, threshold), history)
+    for mark in marks[: -history.STATES - 1 : -1]:
+        assert results.undo(nodes.map, history) and segments.fingerprint(nodes.segmentation) == mark
+    assert not results.undo(nodes.map, history)
+
+
 # ---------------------------------------------------------------------------------------- one segment, empty
 
 

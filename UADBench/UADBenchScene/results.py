@@ -162,6 +162,8 @@ def change_threshold(map_node: Any, result: Result, history: segments.History | 
         if history is not None:
             history.save(segmentation, _state(map_node, table))
         _fill_segmentation(segmentation, volume, map_node, result)
+        if history is not None:
+            history.touched(segmentation, segmentation.GetAttribute("UADBench.Fingerprint"))
     if table is None:
         table = _add_table(volume, map_node, segmentation, result)
         _place_beside(volume, table)
@@ -484,4 +486,6 @@ def send_accepted(map_node: Any, target: Any = None, history: segments.History |
     if history is not None:
         history.save(target)
     segments.add(target, volume, labels, entries)
+    if history is not None:
+        history.touched(target, segments.fingerprint(target))
     return target

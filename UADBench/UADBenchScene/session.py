@@ -408,14 +408,33 @@ class Session:
                 return self._scene.GetNodeByID(map_id)
         return None
 
-    def undo(self, map_node: Any) -> bool:
-        """Bring a result's segmentation back to what it was before its threshold was moved; False where nothing was
-        kept. The worker is told, so that a comparison counts what is shown.
+    def can_undo(self, map_node: Any, target: Any = None) -> bool:
+        """Return whether ``undo`` would find a state to go back to."""
+        return self._last_changed(map_node, target) is not None
+
+    def undo(self, map_node: Any, target: Any = None) -> bool:
+        """Take back what was done last: a threshold that was moved, or accepted findings that were sent to ``target``.
+        False where nothing was kept. The worker is told, so that a comparison counts what is shown.
+
+        Raises
+        ------
+        SceneError
+            EDITED_SINCE when somebody has edited the segmentation meanwhile.
         """
-        if map_node is None or not results.undo(map_node, self.history):
+        last = self._last_changed(map_node, target)
+        if last is None:
             return False
+        if last is target and last is not results.nodes_of(map_node).segmentation:
+            self.history.undo(target)
+            return True
+        results.undo(map_node, self.history)
         self._maps.pop(map_node.GetID(), None)
         return True
+
+    def _last_changed(self, map_node: Any, target: Any) -> Any:
+        """Return a result's segmentation or the target of its accepted findings: what was changed last, or None."""
+        own = results.nodes_of(map_node).segmentation if results.is_map(map_node) else None
+        return self.history.last([own, target])
 
 
 def _result(row: dict[str, Any], affine: np.ndarray) -> results.Result:
