@@ -1374,12 +1374,12 @@ class UADBenchLogic(ScriptedLoadableModuleLogic):
                 elif event["event"] == "result" and event.get("kind") == kind:
                     return event
                 elif event["event"] == "cancelled":
-                    raise SceneError("CANCELLED", "the detection was cancelled", "")
+                    raise SceneError("CANCELLED", _("the detection was cancelled"), "")
                 elif event["event"] == "failed":
                     raise SceneError(event["code"], event["message"], event.get("advice") or "")
             if deadline is not None and time.monotonic() > deadline:
                 self.close()
-                raise SceneError("TIMEOUT", "there is no result in the time that was given", "allow more time")
+                raise SceneError("TIMEOUT", _("there is no result in the time that was given"), _("allow more time"))
             time.sleep(0.05)
 
     # -- the application
@@ -1447,8 +1447,8 @@ class UADBenchLogic(ScriptedLoadableModuleLogic):
             except ModuleNotFoundError as error:
                 raise SceneError(
                     "PYTORCH_EXTENSION_MISSING",
-                    "Slicer's PyTorch extension is not installed",
-                    "install 'PyTorch' in the Extensions Manager, restart Slicer and try again",
+                    _("Slicer's PyTorch extension is not installed"),
+                    _("install 'PyTorch' in the Extensions Manager, restart Slicer and try again"),
                 ) from error
             PyTorchUtils.PyTorchUtilsLogic().installTorch(
                 askConfirmation=False, torchVersionRequirement=TORCH_REQUIREMENT
@@ -1462,8 +1462,8 @@ class UADBenchLogic(ScriptedLoadableModuleLogic):
         if left:
             raise SceneError(
                 "PACKAGES_NOT_INSTALLED",
-                f"these packages are still missing: {', '.join(left)}",
-                "see the application's log, or choose a Python interpreter that has them under Installation",
+                _("these packages are still missing: {names}").format(names=", ".join(left)),
+                _("see the application's log, or choose a Python interpreter that has them under Installation"),
             )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from UADBenchLib.bundles import catalogue
 
+from .texts import _
 from .volumes import SceneError
 
 DEFAULT_POINT = "fpr-1pct"
@@ -102,9 +103,12 @@ def good_at(metrics: dict[str, Any]) -> tuple[str, str]:
         if case.get("best_dice") is not None:
             by_type.setdefault(str(case.get("lesion_type", "lesion")), []).append(float(case["best_dice"]))
     if not by_type:
-        return "not measured", "not measured"
+        return _("not measured"), _("not measured")
     means = sorted(((statistics.mean(values), name, len(values)) for name, values in by_type.items()), reverse=True)
-    phrase = ", ".join(f"{name}: best Dice {mean:.2f} (n={count})" for mean, name, count in means)
+    phrase = ", ".join(
+        _("{name}: best Dice {mean:.2f} (n={count})").format(name=name, mean=mean, count=count)
+        for mean, name, count in means
+    )
     return phrase, f"{means[0][1]} {means[0][0]:.2f}"
 
 
@@ -124,7 +128,7 @@ def operating_points(models: list[dict[str, Any]], ids: tuple[str, ...]) -> list
         if len(chosen) == 1:
             facts.append(f"z > {chosen[0][name]['threshold']:.2f}")
         if all(share is not None for share in shares):
-            facts.append(f"{max(shares):.2%} of healthy voxels")
+            facts.append(_("{share:.2%} of healthy voxels").format(share=max(shares)))
         points.append((name, f"{name} ({', '.join(facts)})" if facts else name))
     return points
 
@@ -152,15 +156,15 @@ def faults_of(folder: Path) -> list[str]:
         expected = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))["sha256"]
         pairs = [(str(name), str(digest)) for name, digest in expected.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ["its metadata cannot be read"]
+        return [_("its metadata cannot be read")]
     faults = []
     for name, digest in pairs:
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink() or not path.is_file():
-            faults.append(f"{name} is missing")
+            faults.append(_("{name} is missing").format(name=name))
         elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            faults.append(f"{name} is damaged (its checksum differs)")
-    return faults if pairs else ["its metadata names no weights"]
+            faults.append(_("{name} is damaged (its checksum differs)").format(name=name))
+    return faults if pairs else [_("its metadata names no weights")]
 
 
 def import_models(source: Path) -> list[str]:
@@ -185,11 +189,15 @@ def import_models(source: Path) -> list[str]:
     bundles = [folder for folder in here if (folder / "configs" / "metadata.json").is_file()]
     if not bundles:
         raise SceneError(
-            "NO_MODELS", f"there is no model in {source.name}", "choose a folder with configs/metadata.json in it"
+            "NO_MODELS",
+            _("there is no model in {name}").format(name=source.name),
+            _("choose a folder with {file} in it").format(file="configs/metadata.json"),
         )
     for folder in bundles:
         if faults := faults_of(folder):
-            raise SceneError("MODEL_DAMAGED", f"{folder.name}: {faults[0]}", "copy the folder again from where it came")
+            raise SceneError(
+                "MODEL_DAMAGED", f"{folder.name}: {faults[0]}", _("copy the folder again from where it came")
+            )
     target = catalogue.user_folder()
     target.mkdir(parents=True, exist_ok=True)
     for folder in bundles:

@@ -17,6 +17,7 @@ import numpy as np
 import slicer
 import vtk
 
+from .texts import _
 from .volumes import SceneError, array_of, image_of, matrix_of, parent_matrix, voxels_of
 
 SEGMENTS = 50
@@ -254,8 +255,8 @@ class History:
         if fingerprint(node) != states[-1].made:
             raise SceneError(
                 "EDITED_SINCE",
-                f"'{node.GetName()}' was edited meanwhile and stays as it is",
-                "undo those edits in the Segment Editor first, or remove there what is not wanted",
+                _("'{name}' was edited meanwhile and stays as it is").format(name=node.GetName()),
+                _("undo those edits in the Segment Editor first, or remove there what is not wanted"),
             )
         state = states.pop()
         history.RestorePreviousState()
