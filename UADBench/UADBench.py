@@ -1146,7 +1146,11 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             (_("False"), "findings_false", "{:d}"),
         )
         rows = comparison.rows_of(table) if table is not None else []
-        rows = [row | {"hit": f"{row['lesions_hit']}/{row['lesions']}"} for row in rows]
+        labels = {row.id: row.label for row in self._rows}
+        rows = [
+            row | {"model": labels.get(row["model"], row["model"]), "hit": f"{row['lesions_hit']}/{row['lesions']}"}
+            for row in rows
+        ]
         self._fillWidget(self.ui.comparisonTable, columns, rows)
 
     def onFolderChanged(self, path):

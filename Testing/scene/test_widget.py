@@ -455,7 +455,7 @@ def test_a_reference_gives_figures_curve_and_agreement(widget, scene, volume, sh
     widget.ui.compareButton.fire("clicked", False)
     wait(widget)
     assert ("nearest" in widget.ui.compareLabel.text) == (spacing != 1.0)
-    assert widget.ui.comparisonTable.rowCount == 1 and widget.ui.comparisonTable.cells[0, 0] == MODEL
+    assert widget.ui.comparisonTable.rowCount == 1 and widget.ui.comparisonTable.cells[0, 0] == "disyre"
     assert widget.ui.comparisonTable.cells[0, 4] == "1/1", "one lesion is hit"
     assert widget.ui.findingsTable.cells[0, 4] == "TP"
     (row,) = comparison.rows_of(comparison.table_of(volume))

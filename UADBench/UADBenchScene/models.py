@@ -6,6 +6,7 @@ own folder, which is also where the command line finds them; those that came wit
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import shutil
@@ -29,7 +30,9 @@ class ModelRow:
 
     Attributes
     ----------
-    id, contrast, method, preset : str
+    id, contrast : str
+    label : str
+        The method in words, with its preset where that is not the usual one; the id where that leaves several alike.
     good_at : str
         What it was measured to find, from its metadata; says so when nothing was measured.
     best_at : str
@@ -44,19 +47,12 @@ class ModelRow:
 
     id: str
     contrast: str
-    method: str
-    preset: str
+    label: str
     good_at: str
     best_at: str
     seconds: float | None
     megabytes: float
     own: bool
-
-    @property
-    def label(self) -> str:
-        """The method in words, with its preset where that is not the usual one."""
-        method = self.method.replace("_", " ")
-        return method if self.preset == "compact" else f"{method} ({self.preset})"
 
 
 def usable_models() -> list[dict[str, Any]]:
@@ -68,12 +64,12 @@ def model_rows(models: list[dict[str, Any]]) -> list[ModelRow]:
     """Return the rows of the list: by contrast, the preferred methods first."""
     rank = {name: number for number, name in enumerate(catalogue.PREFERENCE)}
     ordered = sorted(models, key=lambda e: (e["contrast"], rank.get(e["method"], len(rank)), e["id"]))
+    alike = collections.Counter((entry["contrast"], _label(entry)) for entry in models)
     return [
         ModelRow(
             entry["id"],
             entry["contrast"],
-            entry["method"],
-            entry["preset"],
+            _label(entry) if alike[entry["contrast"], _label(entry)] == 1 else entry["id"],
             *good_at(entry.get("metrics") or {}),
             entry.get("seconds_per_scan"),
             round(_bytes(Path(entry["path"])) / 1e6, 1),
@@ -81,6 +77,12 @@ def model_rows(models: list[dict[str, Any]]) -> list[ModelRow]:
         )
         for entry in ordered
     ]
+
+
+def _label(entry: dict[str, Any]) -> str:
+    """Return the method of a model in words, with its preset where that is not the usual one."""
+    method = entry["method"].replace("_", " ")
+    return method if entry["preset"] == "compact" else f"{method} ({entry['preset']})"
 
 
 def matching(rows: list[ModelRow], contrast: str = "", words: str = "") -> list[ModelRow]:
