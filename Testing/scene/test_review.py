@@ -400,6 +400,18 @@ def test_nearest_voxels_are_exact_on_halved_and_doubled_grids(scene):
     np.testing.assert_array_equal(volumes.read_mask(source, target)[0], big)
 
 
+def test_between_two_voxels_the_one_with_the_higher_index_counts(scene):
+    """On grids that share their first voxel, one of twice the spacing, every other centre is on a border."""
+    labels = np.random.default_rng(0).integers(0, 2, (6, 5, 4)).astype(np.uint8)
+    index = [(np.arange(2 * n - 1) + 1) // 2 for n in labels.shape]
+    expected = labels[np.ix_(*index)]
+    for number in range(8):
+        fine = phantom.affine_of((1.1, 0.9, 1.3), (7 * number, -31, 13 * number), left_handed=bool(number % 2))
+        source = scene.volume(labels, fine @ np.diag([2.0, 2.0, 2.0, 1.0]), kind="LabelMapVolume")
+        mask = volumes.read_mask(source, scene.volume(expected * 1.0, fine))[0]
+        np.testing.assert_array_equal(mask, expected)
+
+
 def test_a_mask_elsewhere_or_empty(scene, volume):
     far = np.eye(4)
     far[:3, 3] = 5000

@@ -19,6 +19,8 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from .texts import _
 
 SCALAR_VOLUME = "vtkMRMLScalarVolumeNode"
+TIE = 1e-4
+"""Voxels by which a centre counts as further on, so that rounding does not decide between two that are equally near."""
 
 # Subclasses of the scalar volume node that are something else, and what to do with each.
 _OTHER_KINDS = {
@@ -209,7 +211,8 @@ def read_mask(node: Any, volume: Any) -> tuple[np.ndarray, bool]:
     """Copy a segmentation, label map or scalar volume out of the scene as a mask on the voxels of ``volume``.
 
     On other voxels than the scan's the nearest voxel decides: a voxel of the scan is inside where its centre lies in a
-    voxel that is not 0, transforms of both included. All segments of a segmentation count.
+    voxel that is not 0, transforms of both included; on the border of two, as at exactly twice the spacing, in the one
+    with the higher index. All segments of a segmentation count.
 
     Returns
     -------
@@ -299,7 +302,9 @@ def _add_nearest(mask: np.ndarray, affine: np.ndarray, source: np.ndarray, sourc
     stop = np.clip(np.ceil(box.max(axis=1)).astype(int) + 1, 0, mask.shape)
     j, k = np.meshgrid(np.arange(start[1], stop[1]), np.arange(start[2], stop[2]), indexing="ij")
     for i in range(start[0], stop[0]):
-        index = [np.floor(row[0] * i + row[1] * j + row[2] * k + row[3] + 0.5).astype(int) for row in to_source[:3]]
+        index = [
+            np.floor(row[0] * i + row[1] * j + row[2] * k + row[3] + 0.5 + TIE).astype(int) for row in to_source[:3]
+        ]
         within = np.logical_and.reduce([(index[a] >= 0) & (index[a] < source.shape[a]) for a in range(3)])
         plane = mask[i, start[1] : stop[1], start[2] : stop[2]]
         plane[within] |= source[index[0][within], index[1][within], index[2][within]]
