@@ -71,15 +71,15 @@ def registerSampleData():
     Both were made by the project (see Testing/make_sample.py), come with the extension and are checked against the
     checksums that lie beside them, so that nothing is downloaded.
     """
+    folder = Path(__file__).resolve().parent / "Resources" / "SampleData"
     try:
         import SampleData
-    except ImportError:
-        logging.info("UADBench: there is no Sample Data module, the sample scan is not offered")
+
+        lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    except (ImportError, OSError) as error:
+        logging.info("UADBench: the sample scan is not offered: %s", error)
         return
-    folder = Path(__file__).resolve().parent / "Resources" / "SampleData"
-    digests = dict(
-        reversed(line.split()) for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines() if line
-    )
+    digests = dict(reversed(line.split()) for line in lines if line)
     for (name, file), properties in ((SAMPLE, {}), (SAMPLE_REFERENCE, {"labelmap": True})):
         SampleData.SampleDataLogic.registerCustomSampleDataSource(
             category="UADBench",

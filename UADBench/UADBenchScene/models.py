@@ -56,8 +56,11 @@ class ModelRow:
 
 
 def usable_models() -> list[dict[str, Any]]:
-    """Return the metadata of the models that can be used; a bundle that cannot be read is left out."""
-    return [entry for entry in catalogue.list_models() if "broken" not in entry]
+    """Return the metadata of the models that can be used; a bundle that cannot be read, or does not say what it is, is
+    left out.
+    """
+    stated = ("contrast", "method", "preset")
+    return [entry for entry in catalogue.list_models() if all(isinstance(entry.get(name), str) for name in stated)]
 
 
 def model_rows(models: list[dict[str, Any]]) -> list[ModelRow]:
