@@ -230,6 +230,16 @@ def test_as_many_states_as_are_kept_can_be_gone_back_to(volume, nodes):
     assert not results.undo(nodes.map, history)
 
 
+def test_states_of_what_was_touched_long_ago_are_forgotten(volume):
+    history = segments.History()
+    made = [results.add_result(volume, outcome(volume)) for _number in range(history.SEGMENTATIONS + 1)]
+    for entry in made[:-1]:
+        results.change_threshold(entry.map, moved(volume, 7.0), history)
+    results.change_threshold(made[0].map, moved(volume, 8.0), history)
+    results.change_threshold(made[-1].map, moved(volume, 7.0), history)
+    assert [history.can_undo(entry.segmentation) for entry in made] == [True, False] + [True] * (len(made) - 2)
+
+
 # ---------------------------------------------------------------------------------------- one segment, empty
 
 

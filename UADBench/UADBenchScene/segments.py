@@ -207,9 +207,11 @@ class _State:
 
 
 class History:
-    """States of segmentations before they were touched, to go back to; a few of each, in memory only."""
+    """States of segmentations before they were touched, to go back to; a few of the few that were touched last, since
+    each holds all voxels.
+    """
 
-    STATES = 5
+    STATES, SEGMENTATIONS = 5, 3
 
     def __init__(self) -> None:
         self._saved: dict[str, tuple[Any, list[_State]]] = {}
@@ -225,7 +227,8 @@ class History:
             # Going back keeps the present state too.
             history.SetMaximumNumberOfStates(self.STATES + 1)
             self._saved[node.GetID()] = (history, [])
-        history, states = self._saved[node.GetID()]
+        history, states = self._saved[node.GetID()] = self._saved.pop(node.GetID())
+        self._saved = dict(list(self._saved.items())[-self.SEGMENTATIONS :])
         history.SaveState()
         states.append(_State(next(self._count), node.GetAttribute("UADBench.Fingerprint"), note))
         del states[: -self.STATES]
