@@ -92,9 +92,9 @@ def write_dicom_seg(
         series_description=f"UADBench {model}"[:64],
         content_description="Findings of research software"[:64],
         omit_empty_frames=True,
-        # Names are in any script, whatever the series is written in.
-        specific_character_set="ISO_IR 192",
     )
+    # Names are in any script, whatever the series is written in.
+    segmentation.SpecificCharacterSet = "ISO_IR 192"
     with atomic(path) as partial:
         segmentation.save_as(partial)
 
