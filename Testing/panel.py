@@ -35,6 +35,17 @@ class qMRMLNodeComboBox(QtWidgets.QComboBox):
     def setMRMLScene(self, scene) -> None:
         """Take a scene; there is none here."""
 
+    def paintEvent(self, _event) -> None:
+        """Draw the name of the node, with dots in its middle where it is too long, as Slicer does."""
+        painter, option = QtWidgets.QStylePainter(self), QtWidgets.QStyleOptionComboBox()
+        self.initStyleOption(option)
+        style, control = self.style(), QtWidgets.QStyle.CC_ComboBox
+        field = style.subControlRect(control, option, QtWidgets.QStyle.SC_ComboBoxEditField, self)
+        dots = QtCore.Qt.ElideMiddle
+        option.currentText = self.fontMetrics().elidedText(option.currentText, dots, field.width() - 6)
+        painter.drawComplexControl(control, option)
+        painter.drawControl(QtWidgets.QStyle.CE_ComboBoxLabel, option)
+
 
 class ctkCollapsibleButton(QtWidgets.QWidget):
     """A header with what belongs to it below."""
@@ -133,11 +144,13 @@ def show_step(panel: QtWidgets.QWidget, steps: tuple[str, ...]) -> None:
     for step in STEPS:
         widget(panel, f"{step}CollapsibleButton").collapsed = step not in steps
     panel.setFixedWidth(WIDTH)
-    for _round in range(3):
+    # Labels that wrap say only when they are laid out how high they are, and those around them hear of it after that.
+    for _round in range(4):
         QtWidgets.QApplication.processEvents()
-        panel.layout().activate()
-    # Room to spare: labels that wrap say only when they are laid out how high they are.
-    panel.resize(WIDTH, max(panel.layout().totalHeightForWidth(WIDTH), panel.sizeHint().height()) + 40)
+        for layout in panel.findChildren(QtWidgets.QLayout):
+            layout.invalidate()
+            layout.activate()
+        panel.resize(WIDTH, max(panel.layout().totalHeightForWidth(WIDTH), panel.sizeHint().height()) + 20)
     QtWidgets.QApplication.processEvents()
 
 
@@ -189,8 +202,8 @@ TABLES = {
     "comparisonTable": (
         ("Model", "Dice", "AP", "HD mm", "Hit", "False"),
         (
-            ("disyre-t1w-compact", "0.71", "0.79", "9", "1/1", "2"),
-            ("intensity-norm-t1w-compact", "0.48", "0.44", "21", "1/1", "6"),
+            ("disyre", "0.71", "0.79", "9", "1/1", "2"),
+            ("denoising autoencoder", "0.48", "0.44", "21", "1/1", "6"),
         ),
     ),
 }
@@ -220,6 +233,8 @@ def fill(panel: QtWidgets.QWidget) -> None:
     widget(panel, "progressBar").setValue(640)
     for name, text in (("firstOfferButton", "Try with a smaller batch"), ("secondOfferButton", "Try on the processor")):
         widget(panel, name).setText(text)
+    for name in ("legendCheckBox", "filesCheckBox", "verdictsCheckBox"):
+        widget(panel, name).setChecked(True)
     for button in panel.findChildren(QtWidgets.QAbstractButton):
         button.setEnabled(True)
 

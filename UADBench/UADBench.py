@@ -71,15 +71,15 @@ def registerSampleData():
     Both were made by the project (see Testing/make_sample.py), come with the extension and are checked against the
     checksums that lie beside them, so that nothing is downloaded.
     """
+    folder = Path(__file__).resolve().parent / "Resources" / "SampleData"
     try:
         import SampleData
-    except ImportError:
-        logging.info("UADBench: there is no Sample Data module, the sample scan is not offered")
+
+        lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    except (ImportError, OSError) as error:
+        logging.info("UADBench: the sample scan is not offered: %s", error)
         return
-    folder = Path(__file__).resolve().parent / "Resources" / "SampleData"
-    digests = dict(
-        reversed(line.split()) for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines() if line
-    )
+    digests = dict(reversed(line.split()) for line in lines if line)
     for (name, file), properties in ((SAMPLE, {}), (SAMPLE_REFERENCE, {"labelmap": True})):
         SampleData.SampleDataLogic.registerCustomSampleDataSource(
             category="UADBench",
@@ -446,6 +446,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             else _("Choose an anomaly map and a reference first.")
         )
         ui.exportButton.enabled = bool(isMap)
+        self._updateUndo()
 
     # -- 1. scan
 
@@ -946,7 +947,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if nodes is None:
             self._fillTable([])
             self.ui.findingsLabel.text = _("No result yet.")
-            self.ui.undoButton.enabled = False
+            self._updateUndo()
             return
         self._quiet = True
         if not self._thresholdTimer.active:
@@ -959,7 +960,14 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         rows = sceneModule("findings").rows_of(nodes.findings) if nodes.findings is not None else []
         self._fillTable(rows)
         self.ui.findingsLabel.text = self._findingsSentence(mapNode, rows)
-        self.ui.undoButton.enabled = self.logic.session.history.can_undo(nodes.segmentation)
+        self._updateUndo()
+
+    def _updateUndo(self):
+        """Enable Undo where there is something to go back to."""
+        node = self._parameterNode
+        self.ui.undoButton.enabled = node is not None and self.logic.session.can_undo(
+            node.resultMap, node.acceptedTarget
+        )
 
     @staticmethod
     def _findingsSentence(mapNode, rows):
@@ -1071,10 +1079,12 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.showFindings()
 
     def onUndo(self, *_args):
-        """Bring the segmentation back to what it was before it was last changed from here."""
-        if self._parameterNode is not None and self.logic.session.undo(self._parameterNode.resultMap):
-            self._hidePreview()
-            self.showFindings()
+        """Take back the last change of a segmentation from here: a moved threshold, or findings that were sent."""
+        node = self._parameterNode
+        with slicer.util.tryWithErrorDisplay(_("The change could not be undone.")):
+            if node is not None and self.logic.session.undo(node.resultMap, node.acceptedTarget):
+                self._hidePreview()
+                self.showFindings()
 
     def onSend(self, *_args):
         """Copy the accepted findings into a segmentation and go to the Segment Editor, where there is one."""
@@ -1083,6 +1093,7 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             results = sceneModule("results")
             target = results.send_accepted(node.resultMap, node.acceptedTarget, self.logic.session.history)
             node.acceptedTarget = target
+            self._updateUndo()
             self.ui.findingsLabel.text = _("The accepted findings are in '{name}'.").format(name=target.GetName())
             if getattr(slicer.modules, "segmenteditor", None) is None or slicer.util.mainWindow() is None:
                 return
@@ -1135,7 +1146,11 @@ class UADBenchWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             (_("False"), "findings_false", "{:d}"),
         )
         rows = comparison.rows_of(table) if table is not None else []
-        rows = [row | {"hit": f"{row['lesions_hit']}/{row['lesions']}"} for row in rows]
+        labels = {row.id: row.label for row in self._rows}
+        rows = [
+            row | {"model": labels.get(row["model"], row["model"]), "hit": f"{row['lesions_hit']}/{row['lesions']}"}
+            for row in rows
+        ]
         self._fillWidget(self.ui.comparisonTable, columns, rows)
 
     def onFolderChanged(self, path):
@@ -1363,12 +1378,12 @@ class UADBenchLogic(ScriptedLoadableModuleLogic):
                 elif event["event"] == "result" and event.get("kind") == kind:
                     return event
                 elif event["event"] == "cancelled":
-                    raise SceneError("CANCELLED", "the detection was cancelled", "")
+                    raise SceneError("CANCELLED", _("the detection was cancelled"), "")
                 elif event["event"] == "failed":
                     raise SceneError(event["code"], event["message"], event.get("advice") or "")
             if deadline is not None and time.monotonic() > deadline:
                 self.close()
-                raise SceneError("TIMEOUT", "there is no result in the time that was given", "allow more time")
+                raise SceneError("TIMEOUT", _("there is no result in the time that was given"), _("allow more time"))
             time.sleep(0.05)
 
     # -- the application
@@ -1436,8 +1451,8 @@ class UADBenchLogic(ScriptedLoadableModuleLogic):
             except ModuleNotFoundError as error:
                 raise SceneError(
                     "PYTORCH_EXTENSION_MISSING",
-                    "Slicer's PyTorch extension is not installed",
-                    "install 'PyTorch' in the Extensions Manager, restart Slicer and try again",
+                    _("Slicer's PyTorch extension is not installed"),
+                    _("install 'PyTorch' in the Extensions Manager, restart Slicer and try again"),
                 ) from error
             PyTorchUtils.PyTorchUtilsLogic().installTorch(
                 askConfirmation=False, torchVersionRequirement=TORCH_REQUIREMENT
@@ -1451,8 +1466,8 @@ class UADBenchLogic(ScriptedLoadableModuleLogic):
         if left:
             raise SceneError(
                 "PACKAGES_NOT_INSTALLED",
-                f"these packages are still missing: {', '.join(left)}",
-                "see the application's log, or choose a Python interpreter that has them under Installation",
+                _("these packages are still missing: {names}").format(names=", ".join(left)),
+                _("see the application's log, or choose a Python interpreter that has them under Installation"),
             )
 
 

@@ -14,6 +14,7 @@ set(UADBench_SCRIPTS
   UADBenchScene/results.py
   UADBenchScene/segments.py
   UADBenchScene/session.py
+  UADBenchScene/texts.py
   UADBenchScene/volumes.py
   UADBenchScene/worker.py
   )

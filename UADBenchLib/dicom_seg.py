@@ -22,6 +22,19 @@ CATEGORY = ("49755003", "SCT", "Morphologically Altered Structure")
 LESION = ("52988006", "SCT", "Lesion")
 BRAIN = ("12738006", "SCT", "Brain")
 
+# What a DICOM object must have, empty where it is not known; a series without names or dates often lacks them.
+KNOWN_OR_EMPTY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+
 
 def write_dicom_seg(
     path: str | os.PathLike[str],
@@ -44,7 +57,7 @@ def write_dicom_seg(
         Voxel index to RAS millimetres of the source series, shape (4, 4). Axes may be permuted or reversed with respect
         to the frames of the series, but the grids must be the same.
     names : sequence of str
-        Labels of segments 1 to N.
+        Labels of segments 1 to N; what DICOM does not allow in them is changed.
     series : sequence of path-like
         All instances of the source series.
     model : str
@@ -80,12 +93,14 @@ def write_dicom_seg(
         content_description="Findings of research software"[:64],
         omit_empty_frames=True,
     )
+    # Names are in any script, whatever the series is written in.
+    segmentation.SpecificCharacterSet = "ISO_IR 192"
     with atomic(path) as partial:
         segmentation.save_as(partial)
 
 
 def _read_series(series: Sequence[str | os.PathLike[str]]) -> list[Any]:
-    """Read the instances of a series, without their pixels."""
+    """Read the instances of a series, without their pixels, which may be packed in a way that cannot be opened here."""
     import pydicom
 
     if not series:
@@ -93,11 +108,15 @@ def _read_series(series: Sequence[str | os.PathLike[str]]) -> list[Any]:
     sources = []
     for file in series:
         try:
-            sources.append(pydicom.dcmread(file))
+            source = pydicom.dcmread(file, stop_before_pixels=True)
         except (OSError, pydicom.errors.InvalidDicomError) as error:
             raise InputError(
                 "DICOM_UNREADABLE", f"{Path(file).name} cannot be read", "load the series again from where it lies now"
             ) from error
+        for name in KNOWN_OR_EMPTY:
+            if name not in source:
+                setattr(source, name, None)
+        sources.append(source)
     return sources
 
 
@@ -105,22 +124,54 @@ def _on_series(labels: np.ndarray, affine: np.ndarray, sources: list[Any]) -> An
     """Return the labels as a volume with the frames of the series along its first axis."""
     import highdicom
 
-    geometry = highdicom.get_volume_from_series(sources)
-    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine, dtype=np.float64)
-    volume = highdicom.Volume(
-        labels,
-        affine=to_lps,
-        coordinate_system="PATIENT",
-        frame_of_reference_uid=geometry.frame_of_reference_uid,
-    )
+    if not all(source.get("FrameOfReferenceUID") for source in sources):
+        raise InputError(
+            "DICOM_GRID",
+            "the DICOM series names no frame of reference, so that nothing can be laid on it",
+            "export NIfTI instead, or take the series as the scanner wrote it",
+        )
     try:
+        geometry = _geometry(sources)
+        for source in sources:
+            # A segmentation must have a thickness; where a series has none, its frames fill the space between them.
+            if not source.get("SliceThickness"):
+                source.SliceThickness = geometry.spacing[0]
+        volume = highdicom.Volume(
+            labels,
+            affine=np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine, dtype=np.float64),
+            coordinate_system="PATIENT",
+            frame_of_reference_uid=geometry.frame_of_reference_uid,
+        )
         return volume.match_geometry(geometry, tol=1e-2)
-    except (RuntimeError, ValueError) as error:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             "DICOM_GRID",
             "the segmentation and the DICOM series do not share their voxels",
             "export on the scan as it was loaded, without resampling or cropping",
         ) from error
+
+
+def _geometry(sources: list[Any]) -> Any:
+    """Return where the voxels of a series lie: of its single frames in order, or of one instance with all frames."""
+    import highdicom
+
+    if len(sources) == 1:
+        return highdicom.Image.from_dataset(sources[0]).get_volume_geometry()
+    spacing, places = highdicom.spatial.get_series_volume_positions(sources)
+    if places is None:
+        raise ValueError("the frames are not at equal distances")
+    first = sources[places.index(0)]
+    return highdicom.VolumeGeometry.from_attributes(
+        image_position=first.ImagePositionPatient,
+        image_orientation=first.ImageOrientationPatient,
+        rows=first.Rows,
+        columns=first.Columns,
+        pixel_spacing=first.PixelSpacing,
+        spacing_between_slices=spacing,
+        number_of_frames=len(sources),
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=first.FrameOfReferenceUID,
+    )
 
 
 def _segment(number: int, name: str, model: str) -> Any:
@@ -132,7 +183,7 @@ def _segment(number: int, name: str, model: str) -> Any:
 
     return SegmentDescription(
         segment_number=number,
-        segment_label=name[:64],
+        segment_label=name.replace("\\", "/").strip()[:64] or f"segment {number}",
         segmented_property_category=CodedConcept(*CATEGORY),
         segmented_property_type=CodedConcept(*LESION),
         anatomic_regions=[CodedConcept(*BRAIN)],

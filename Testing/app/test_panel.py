@@ -227,7 +227,12 @@ class PanelTest(unittest.TestCase):
         row = findings.rows_of(table)[0]
         self.assertEqual((row["verdict"], row["comment"]), ("accept", "seen"))
         self.ui.sendButton.click()
-        self.assertEqual(self.node.acceptedTarget.GetSegmentation().GetNumberOfSegments(), 1)
+        segmentation = self.node.acceptedTarget.GetSegmentation()
+        self.assertEqual(segmentation.GetNumberOfSegments(), 1)
+        self.ui.sendButton.click()
+        self.assertEqual(segmentation.GetNumberOfSegments(), 2)
+        self.ui.undoButton.click()
+        self.assertEqual(segmentation.GetNumberOfSegments(), 1)
 
     def test_flicker_and_layouts(self):
         self.detect()

@@ -262,6 +262,20 @@ def test_scene_code_reaches_the_scene_through_nodes(path):
     assert all(name.startswith("vtk") for name in reached)
 
 
+@pytest.mark.parametrize("path", [MODULE / "UADBench.py", *SCENE_FILES], ids=lambda path: path.name)
+def test_what_is_wrong_is_said_in_the_readers_language(path):
+    """Message and advice of every SceneError go through the translation, which sees whole sentences alone."""
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call) or getattr(call.func, "id", "") != "SceneError":
+            continue
+        for text in call.args[1:]:
+            inner = [n for n in ast.walk(text) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "_"]
+            translated = {id(argument) for n in inner for argument in n.args}
+            for part in ast.walk(text):
+                words = isinstance(part, ast.Constant) and re.search(r"[a-z]{3} [a-z]{2}", str(part.value))
+                assert not words or id(part) in translated, part.value
+
+
 def test_module_file_does_nothing_when_imported():
     tree = ast.parse((MODULE / "UADBench.py").read_text(encoding="utf-8"))
     top = {

@@ -1,4 +1,4 @@
-"""What a slice view shows of a result, composed on the processor: scan, map over it, outlines of the
+"""What a slice view shows of a result, composed on the processor: scan, map over it, outlines and fill of the
 segments.
 
 For tests and documentation only. The two volume layers are composed by Slicer's own slice logic, with its
@@ -53,7 +53,7 @@ def slice_picture(scene, nodes, orientation: str, place, size: int = 320, field_
     producer.Update()
     image = producer.GetOutput()
     rgb = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(size, size, -1)[::-1, :, :3].copy()
-    _draw_outlines(rgb, nodes.segmentation, view)
+    _draw_segments(rgb, nodes.segmentation, view)
     to_pixel = vtk.vtkMatrix4x4()
     vtk.vtkMatrix4x4.Invert(view.GetXYToRAS(), to_pixel)
     column, row = to_pixel.MultiplyPoint((*(float(x) for x in place), 1.0))[:2]
@@ -85,9 +85,10 @@ def _preset(fill):
     return matrix
 
 
-def _draw_outlines(rgb: np.ndarray, segmentation_node, view) -> None:
-    """Draw each segment's border, two pixels wide, in the segment's colour."""
-    segmentation = segmentation_node.GetSegmentation()
+def _draw_segments(rgb: np.ndarray, segmentation_node, view) -> None:
+    """Draw each segment's border, two pixels wide, in the segment's colour, and its inside where that is shown."""
+    segmentation, display = segmentation_node.GetSegmentation(), segmentation_node.GetDisplayNode()
+    opacity = display.GetOpacity2DFill() if display.GetVisibility2DFill() else 0.0
     for number in range(segmentation.GetNumberOfSegments()):
         segment = segmentation.GetNthSegment(number)
         inside = _sample(segment, segmentation_node, view, rgb.shape[:2])
@@ -95,7 +96,9 @@ def _draw_outlines(rgb: np.ndarray, segmentation_node, view) -> None:
         for axis in (0, 1):
             for shift in (-2, -1, 1, 2):
                 border |= inside & ~np.roll(inside, shift, axis)
-        rgb[border] = np.round(255 * np.array(segment.GetColor())).astype(np.uint8)
+        colour = 255 * np.array(segment.GetColor())
+        rgb[inside] = np.round((1 - opacity) * rgb[inside] + opacity * colour).astype(np.uint8)
+        rgb[border] = np.round(colour).astype(np.uint8)
 
 
 def _sample(segment, segmentation_node, view, shape) -> np.ndarray:

@@ -48,8 +48,25 @@ def test_models_are_listed_by_contrast_and_preference(folders):
     listed = rows()
     assert len(listed) == 27
     assert [row.contrast for row in listed] == sorted(row.contrast for row in listed)
-    assert [row.method for row in listed[:3]] == ["disyre"] * 3
-    assert listed[0].label == "disyre" and listed[0].megabytes >= 0 and not listed[0].own
+    assert all(row.id.startswith("disyre") for row in listed[:3])
+    assert listed[0].megabytes >= 0 and not listed[0].own
+
+
+def test_a_bundle_that_does_not_say_what_it_is_is_passed_over(folders):
+    for name, facts in (("odd", {"id": "odd"}), ("list", []), ("number", {"id": "n", "contrast": 1, "method": "fae"})):
+        file = folders / "own" / name / "configs" / "metadata.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(facts), encoding="utf-8")
+    assert len(rows()) == 27
+
+
+def test_models_are_called_by_their_method_unless_several_share_it(folders):
+    entries = models.usable_models()
+    assert {row.label for row in models.model_rows(entries)} == {entry["id"] for entry in entries}
+    alone = [entry for entry in entries if entry["id"] in ("disyre0-t1w-compact", "fae4-t1w-compact")]
+    assert [row.label for row in models.model_rows(alone)] == ["disyre", "fae"]
+    alone[1]["preset"] = "paper"
+    assert [row.label for row in models.model_rows(alone)] == ["disyre", "fae (paper)"]
 
 
 def test_search_takes_words_in_any_order_and_contrast_apart(folders):

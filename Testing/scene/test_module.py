@@ -274,3 +274,6 @@ def test_sample_data_is_registered_with_checksums_that_hold(module, monkeypatch)
 def test_an_application_without_sample_data_is_none_the_worse(module, monkeypatch):
     monkeypatch.setitem(sys.modules, "SampleData", None)
     module.registerSampleData()
+    monkeypatch.setitem(sys.modules, "SampleData", application.types.ModuleType("SampleData"))
+    monkeypatch.setattr(module, "__file__", str(module.libraryFolder() / "UADBench.py"))
+    module.registerSampleData()

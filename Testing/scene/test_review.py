@@ -220,6 +220,26 @@ def test_undo_brings_segments_table_and_display_back(volume, nodes):
     assert not results.undo(nodes.map, history), "there is nothing before that"
 
 
+def test_as_many_states_as_are_kept_can_be_gone_back_to(volume, nodes):
+    history, marks = segments.History(), []
+    for threshold in (4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0):
+        marks.append(segments.fingerprint(nodes.segmentation))
+        results.change_threshold(nodes.map, moved(volume, threshold), history)
+    for mark in marks[: -history.STATES - 1 : -1]:
+        assert results.undo(nodes.map, history) and segments.fingerprint(nodes.segmentation) == mark
+    assert not results.undo(nodes.map, history)
+
+
+def test_states_of_what_was_touched_long_ago_are_forgotten(volume):
+    history = segments.History()
+    made = [results.add_result(volume, outcome(volume)) for _number in range(history.SEGMENTATIONS + 1)]
+    for entry in made[:-1]:
+        results.change_threshold(entry.map, moved(volume, 7.0), history)
+    results.change_threshold(made[0].map, moved(volume, 8.0), history)
+    results.change_threshold(made[-1].map, moved(volume, 7.0), history)
+    assert [history.can_undo(entry.segmentation) for entry in made] == [True, False] + [True] * (len(made) - 2)
+
+
 # ---------------------------------------------------------------------------------------- one segment, empty
 
 
@@ -388,6 +408,18 @@ def test_nearest_voxels_are_exact_on_halved_and_doubled_grids(scene):
     big = labels.repeat(2, 0).repeat(2, 1).repeat(2, 2)
     source, target = scene.volume(labels, coarse, kind="LabelMapVolume"), scene.volume(big * 1.0, fine)
     np.testing.assert_array_equal(volumes.read_mask(source, target)[0], big)
+
+
+def test_between_two_voxels_the_one_with_the_higher_index_counts(scene):
+    """On grids that share their first voxel, one of twice the spacing, every other centre is on a border."""
+    labels = np.random.default_rng(0).integers(0, 2, (6, 5, 4)).astype(np.uint8)
+    index = [(np.arange(2 * n - 1) + 1) // 2 for n in labels.shape]
+    expected = labels[np.ix_(*index)]
+    for number in range(8):
+        fine = phantom.affine_of((1.1, 0.9, 1.3), (7 * number, -31, 13 * number), left_handed=bool(number % 2))
+        source = scene.volume(labels, fine @ np.diag([2.0, 2.0, 2.0, 1.0]), kind="LabelMapVolume")
+        mask = volumes.read_mask(source, scene.volume(expected * 1.0, fine))[0]
+        np.testing.assert_array_equal(mask, expected)
 
 
 def test_a_mask_elsewhere_or_empty(scene, volume):

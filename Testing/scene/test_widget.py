@@ -9,10 +9,11 @@ import application
 import numpy as np
 import pytest
 import slicer
+import vtk
 from conftest import matrix
 from phantom import affine_of
 from test_module import MODEL, SHAPE, client, module, volume  # noqa: F401  (fixtures)
-from UADBenchScene import comparison, findings, layouts, results, volumes
+from UADBenchScene import comparison, findings, layouts, results, segments, volumes
 
 OTHER = "denoising-autoencoder-t1w-compact"
 
@@ -342,6 +343,73 @@ def test_accepted_findings_are_sent_to_a_segmentation(widget):
     assert target.GetSegmentation().GetNumberOfSegments() == 2, "what was there stays"
 
 
+def contents(node):
+    """Everything that a segmentation holds: names, colours, tags, voxels and their place."""
+    held, segmentation = [node.GetTransformNodeID()], node.GetSegmentation()
+    for name in segmentation.GetSegmentIDs():
+        segment, image = segmentation.GetSegment(name), slicer.vtkOrientedImageData()
+        node.GetBinaryLabelmapRepresentation(name, image)
+        held += [name, segment.GetName(), segment.GetColor(), volumes.voxels_of(image).tobytes()]
+        held += segments.image_matrix(image).tolist()
+        for key in ("by", "UADBench.PeakZ", slicer.vtkSegment.GetTerminologyEntryTagName()):
+            text = vtk.reference("")
+            held.append(str(text) if segment.GetTag(key, text) else None)
+    return held
+
+
+def test_what_was_sent_to_somebodys_segmentation_can_be_undone(widget, volume):  # noqa: F811
+    mapNode = detected(widget)
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[1:3, 2:5, 3:7] = 1
+    drawn[8:10, 2:5, 1:2] = 2
+    segments.fill(
+        mine, volume, drawn, [segments.Segment("edema", (0.1, 0.2, 0.3), {"by": "me"}), segments.Segment("core")]
+    )
+    own, before = contents(results.nodes_of(mapNode).segmentation), contents(mine)
+    widget._parameterNode.acceptedTarget = mine
+    widget.ui.findingsTable.setCurrentCell(0, 0)
+    widget.ui.acceptButton.fire("clicked", False)
+    assert not widget.ui.undoButton.enabled
+    widget.ui.sendButton.fire("clicked", False)
+    assert mine.GetSegmentation().GetNumberOfSegments() == 3 and widget.ui.undoButton.enabled
+    widget.ui.undoButton.fire("clicked", False)
+    assert contents(mine) == before and not widget.ui.undoButton.enabled
+    assert contents(results.nodes_of(mapNode).segmentation) == own, "the result is not touched"
+    assert widget.ui.findingsTable.cells[0, 5] == "accept", "neither is the verdict"
+
+
+def test_undo_takes_back_what_was_done_last(widget, volume):  # noqa: F811
+    mapNode = detected(widget)
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    widget._parameterNode.acceptedTarget = mine
+    widget.ui.findingsTable.setCurrentCell(0, 0)
+    widget.ui.acceptButton.fire("clicked", False)
+    widget.ui.sendButton.fire("clicked", False)
+    widget.ui.thresholdSlider.value = 9.0
+    widget.onThresholdMoved()
+    widget._thresholdTimer.run_out()
+    wait(widget)
+    widget.ui.undoButton.fire("clicked", False)
+    assert mapNode.GetAttribute("UADBench.Threshold") == "3" and mine.GetSegmentation().GetNumberOfSegments() == 1
+    assert widget.ui.undoButton.enabled
+    widget.ui.undoButton.fire("clicked", False)
+    assert mine.GetSegmentation().GetNumberOfSegments() == 0 and not widget.ui.undoButton.enabled
+
+
+def test_what_was_edited_after_it_was_sent_is_not_undone(widget):
+    detected(widget)
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    widget._parameterNode.acceptedTarget = mine
+    widget.ui.findingsTable.setCurrentCell(0, 0)
+    widget.ui.acceptButton.fire("clicked", False)
+    widget.ui.sendButton.fire("clicked", False)
+    mine.GetSegmentation().GetNthSegment(0).SetName("renamed")
+    with pytest.raises(volumes.SceneError, match="EDITED_SINCE"):
+        widget.ui.undoButton.fire("clicked", False)
+    assert mine.GetSegmentation().GetNthSegment(0).GetName() == "renamed"
+
+
 def test_flicker_and_opacity(widget):
     composite = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
     mapNode = detected(widget)
@@ -387,7 +455,7 @@ def test_a_reference_gives_figures_curve_and_agreement(widget, scene, volume, sh
     widget.ui.compareButton.fire("clicked", False)
     wait(widget)
     assert ("nearest" in widget.ui.compareLabel.text) == (spacing != 1.0)
-    assert widget.ui.comparisonTable.rowCount == 1 and widget.ui.comparisonTable.cells[0, 0] == MODEL
+    assert widget.ui.comparisonTable.rowCount == 1 and widget.ui.comparisonTable.cells[0, 0] == "disyre"
     assert widget.ui.comparisonTable.cells[0, 4] == "1/1", "one lesion is hit"
     assert widget.ui.findingsTable.cells[0, 4] == "TP"
     (row,) = comparison.rows_of(comparison.table_of(volume))

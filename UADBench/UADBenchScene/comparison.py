@@ -15,30 +15,35 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
 from . import results, segments
+from .texts import _
 from .volumes import nodes_of_class
 
 # key in the worker's metrics, kind, title
 COLUMNS = (
-    ("model", str, "Model"),
-    ("reference", str, "Reference"),
-    ("threshold", float, "Threshold (z)"),
-    ("dice", float, "Dice"),
-    ("average_precision", float, "Average precision"),
-    ("best_dice", float, "Best Dice of the map"),
-    ("hausdorff_mm", float, "Hausdorff distance (mm)"),
-    ("percentile", float, "Its percentile"),
-    ("lesions", int, "Lesions"),
-    ("lesions_hit", int, "Lesions hit"),
-    ("lesions_missed", int, "Lesions missed"),
-    ("findings_true", int, "True findings"),
-    ("findings_false", int, "False findings"),
-    ("lesion_recall", float, "Lesion recall"),
-    ("lesion_precision", float, "Finding precision"),
-    ("reference_ml", float, "Reference (ml)"),
-    ("mask_ml", float, "Findings (ml)"),
-    ("map_id", str, "Map"),
+    ("model", str, _("Model")),
+    ("reference", str, _("Reference")),
+    ("threshold", float, _("Threshold (z)")),
+    ("dice", float, _("Dice")),
+    ("average_precision", float, _("Average precision")),
+    ("best_dice", float, _("Best Dice of the map")),
+    ("hausdorff_mm", float, _("Hausdorff distance (mm)")),
+    ("percentile", float, _("Its percentile")),
+    ("lesions", int, _("Lesions")),
+    ("lesions_hit", int, _("Lesions hit")),
+    ("lesions_missed", int, _("Lesions missed")),
+    ("findings_true", int, _("True findings")),
+    ("findings_false", int, _("False findings")),
+    ("lesion_recall", float, _("Lesion recall")),
+    ("lesion_precision", float, _("Finding precision")),
+    ("reference_ml", float, _("Reference (ml)")),
+    ("mask_ml", float, _("Findings (ml)")),
+    ("map_id", str, _("Map")),
 )
-AGREEMENT = (("found (TP)", segments.TRUE), ("false (FP)", segments.FALSE), ("missed (FN)", segments.MISSED))
+AGREEMENT = (
+    (_("found (TP)"), segments.TRUE),
+    (_("false (FP)"), segments.FALSE),
+    (_("missed (FN)"), segments.MISSED),
+)
 # The Okabe-Ito colours, which stay apart with any colour vision, then again with dashes.
 _CURVES = (
     (0.0, 0.45, 0.70),
@@ -208,9 +213,9 @@ def chart_of(volume: Any) -> Any:
 def _new_chart(volume: Any) -> Any:
     """Add a chart without curves."""
     chart = results.new_node(volume, "vtkMRMLPlotChartNode", "chart", f"{volume.GetName()} Dice by threshold")
-    chart.SetTitle("Dice by threshold")
-    chart.SetXAxisTitle("threshold (z)")
-    chart.SetYAxisTitle("Dice of the bare map")
+    chart.SetTitle(_("Dice by threshold"))
+    chart.SetXAxisTitle(_("threshold (z)"))
+    chart.SetYAxisTitle(_("Dice of the bare map"))
     chart.SetYAxisRangeAuto(False)
     chart.SetYAxisRange(0.0, 1.0)
     return chart

@@ -16,25 +16,26 @@ import numpy as np
 import vtk
 
 from .display import UNIT
+from .texts import _
 from .volumes import SceneError, ijk_to_ras, parent_matrix
 
 # name, kind, unit, title: the columns of the findings table, in the order of the command line's CSV.
 COLUMNS = (
     ("index", int, "", "#"),
-    ("volume_ml", float, "ml", "Volume (ml)"),
-    ("peak_z", float, UNIT, "Peak (z)"),
-    ("mean_z", float, UNIT, "Mean (z)"),
-    ("centroid_r", float, "mm", "Centroid R"),
-    ("centroid_a", float, "mm", "Centroid A"),
-    ("centroid_s", float, "mm", "Centroid S"),
-    ("peak_r", float, "mm", "Peak R"),
-    ("peak_a", float, "mm", "Peak A"),
-    ("peak_s", float, "mm", "Peak S"),
-    ("region", str, "", "Region"),
-    ("status", str, "", "Status"),
-    ("overlap", float, "", "Overlap"),
+    ("volume_ml", float, "ml", _("Volume (ml)")),
+    ("peak_z", float, UNIT, _("Peak (z)")),
+    ("mean_z", float, UNIT, _("Mean (z)")),
+    ("centroid_r", float, "mm", _("Centroid R")),
+    ("centroid_a", float, "mm", _("Centroid A")),
+    ("centroid_s", float, "mm", _("Centroid S")),
+    ("peak_r", float, "mm", _("Peak R")),
+    ("peak_a", float, "mm", _("Peak A")),
+    ("peak_s", float, "mm", _("Peak S")),
+    ("region", str, "", _("Region")),
+    ("status", str, "", _("Status")),
+    ("overlap", float, "", _("Overlap")),
 )
-READER = (("verdict", str, "", "Verdict"), ("comment", str, "", "Comment"))
+READER = (("verdict", str, "", _("Verdict")), ("comment", str, "", _("Comment")))
 """What the reader adds; not in the command line's table."""
 VERDICTS = ("", "accept", "reject", "unsure")
 
@@ -123,7 +124,11 @@ def set_verdict(node: Any, row: int, verdict: str | None = None, comment: str | 
     """
     _row(node, row)
     if verdict is not None and verdict not in VERDICTS:
-        raise SceneError("VERDICT_UNKNOWN", f"{verdict!r} is no verdict", f"use one of {', '.join(VERDICTS[1:])}")
+        raise SceneError(
+            "VERDICT_UNKNOWN",
+            _("{verdict} is no verdict").format(verdict=repr(verdict)),
+            _("use one of {names}").format(names=", ".join(VERDICTS[1:])),
+        )
     for name, value in (("verdict", verdict), ("comment", comment)):
         if value is not None:
             node.GetTable().GetColumnByName(name).SetValue(row, value)
@@ -155,7 +160,11 @@ def _row(node: Any, row: int) -> dict[str, Any]:
     """Return one row."""
     rows = rows_of(node)
     if not 0 <= row < len(rows):
-        raise SceneError("NO_SUCH_FINDING", f"the table has no row {row}", "select a row of the findings table")
+        raise SceneError(
+            "NO_SUCH_FINDING",
+            _("the table has no row {number}").format(number=row),
+            _("select a row of the findings table"),
+        )
     return rows[row]
 
 

@@ -6,6 +6,7 @@ own folder, which is also where the command line finds them; those that came wit
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 from UADBenchLib.bundles import catalogue
 
+from .texts import _
 from .volumes import SceneError
 
 DEFAULT_POINT = "fpr-1pct"
@@ -28,7 +30,9 @@ class ModelRow:
 
     Attributes
     ----------
-    id, contrast, method, preset : str
+    id, contrast : str
+    label : str
+        The method in words, with its preset where that is not the usual one; the id where that leaves several alike.
     good_at : str
         What it was measured to find, from its metadata; says so when nothing was measured.
     best_at : str
@@ -43,36 +47,32 @@ class ModelRow:
 
     id: str
     contrast: str
-    method: str
-    preset: str
+    label: str
     good_at: str
     best_at: str
     seconds: float | None
     megabytes: float
     own: bool
 
-    @property
-    def label(self) -> str:
-        """The method in words, with its preset where that is not the usual one."""
-        method = self.method.replace("_", " ")
-        return method if self.preset == "compact" else f"{method} ({self.preset})"
-
 
 def usable_models() -> list[dict[str, Any]]:
-    """Return the metadata of the models that can be used; a bundle that cannot be read is left out."""
-    return [entry for entry in catalogue.list_models() if "broken" not in entry]
+    """Return the metadata of the models that can be used; a bundle that cannot be read, or does not say what it is, is
+    left out.
+    """
+    stated = ("contrast", "method", "preset")
+    return [entry for entry in catalogue.list_models() if all(isinstance(entry.get(name), str) for name in stated)]
 
 
 def model_rows(models: list[dict[str, Any]]) -> list[ModelRow]:
     """Return the rows of the list: by contrast, the preferred methods first."""
     rank = {name: number for number, name in enumerate(catalogue.PREFERENCE)}
     ordered = sorted(models, key=lambda e: (e["contrast"], rank.get(e["method"], len(rank)), e["id"]))
+    alike = collections.Counter((entry["contrast"], _label(entry)) for entry in models)
     return [
         ModelRow(
             entry["id"],
             entry["contrast"],
-            entry["method"],
-            entry["preset"],
+            _label(entry) if alike[entry["contrast"], _label(entry)] == 1 else entry["id"],
             *good_at(entry.get("metrics") or {}),
             entry.get("seconds_per_scan"),
             round(_bytes(Path(entry["path"])) / 1e6, 1),
@@ -80,6 +80,12 @@ def model_rows(models: list[dict[str, Any]]) -> list[ModelRow]:
         )
         for entry in ordered
     ]
+
+
+def _label(entry: dict[str, Any]) -> str:
+    """Return the method of a model in words, with its preset where that is not the usual one."""
+    method = entry["method"].replace("_", " ")
+    return method if entry["preset"] == "compact" else f"{method} ({entry['preset']})"
 
 
 def matching(rows: list[ModelRow], contrast: str = "", words: str = "") -> list[ModelRow]:
@@ -102,9 +108,12 @@ def good_at(metrics: dict[str, Any]) -> tuple[str, str]:
         if case.get("best_dice") is not None:
             by_type.setdefault(str(case.get("lesion_type", "lesion")), []).append(float(case["best_dice"]))
     if not by_type:
-        return "not measured", "not measured"
+        return _("not measured"), _("not measured")
     means = sorted(((statistics.mean(values), name, len(values)) for name, values in by_type.items()), reverse=True)
-    phrase = ", ".join(f"{name}: best Dice {mean:.2f} (n={count})" for mean, name, count in means)
+    phrase = ", ".join(
+        _("{name}: best Dice {mean:.2f} (n={count})").format(name=name, mean=mean, count=count)
+        for mean, name, count in means
+    )
     return phrase, f"{means[0][1]} {means[0][0]:.2f}"
 
 
@@ -124,7 +133,7 @@ def operating_points(models: list[dict[str, Any]], ids: tuple[str, ...]) -> list
         if len(chosen) == 1:
             facts.append(f"z > {chosen[0][name]['threshold']:.2f}")
         if all(share is not None for share in shares):
-            facts.append(f"{max(shares):.2%} of healthy voxels")
+            facts.append(_("{share:.2%} of healthy voxels").format(share=max(shares)))
         points.append((name, f"{name} ({', '.join(facts)})" if facts else name))
     return points
 
@@ -152,15 +161,15 @@ def faults_of(folder: Path) -> list[str]:
         expected = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))["sha256"]
         pairs = [(str(name), str(digest)) for name, digest in expected.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ["its metadata cannot be read"]
+        return [_("its metadata cannot be read")]
     faults = []
     for name, digest in pairs:
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink() or not path.is_file():
-            faults.append(f"{name} is missing")
+            faults.append(_("{name} is missing").format(name=name))
         elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            faults.append(f"{name} is damaged (its checksum differs)")
-    return faults if pairs else ["its metadata names no weights"]
+            faults.append(_("{name} is damaged (its checksum differs)").format(name=name))
+    return faults if pairs else [_("its metadata names no weights")]
 
 
 def import_models(source: Path) -> list[str]:
@@ -185,11 +194,15 @@ def import_models(source: Path) -> list[str]:
     bundles = [folder for folder in here if (folder / "configs" / "metadata.json").is_file()]
     if not bundles:
         raise SceneError(
-            "NO_MODELS", f"there is no model in {source.name}", "choose a folder with configs/metadata.json in it"
+            "NO_MODELS",
+            _("there is no model in {name}").format(name=source.name),
+            _("choose a folder with {file} in it").format(file="configs/metadata.json"),
         )
     for folder in bundles:
         if faults := faults_of(folder):
-            raise SceneError("MODEL_DAMAGED", f"{folder.name}: {faults[0]}", "copy the folder again from where it came")
+            raise SceneError(
+                "MODEL_DAMAGED", f"{folder.name}: {faults[0]}", _("copy the folder again from where it came")
+            )
     target = catalogue.user_folder()
     target.mkdir(parents=True, exist_ok=True)
     for folder in bundles:

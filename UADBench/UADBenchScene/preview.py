@@ -15,6 +15,7 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from . import results, segments
+from .texts import _
 from .volumes import matrix_of
 
 ROLE = "preview"
@@ -87,7 +88,7 @@ class Preview:
         segments.show_outlines(node)
         self._image.SetGeometryFromImageToWorldMatrix(matrix_of(results.ijk_to_ras(volume)))
         segment = slicer.vtkSegment()
-        segment.SetName("above the threshold")
+        segment.SetName(_("above the threshold"))
         segment.SetColor(*segments.FOUND)
         segment.AddRepresentation(slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName(), self._image)
         segment.SetLabelValue(1)

@@ -16,6 +16,7 @@ import numpy as np
 import slicer
 
 from . import display, findings, segments
+from .texts import _
 from .volumes import SceneError, ijk_to_ras, image_of, matrix_of, nodes_of_class, read_mask, voxels_of, world_affine
 
 OTHER_FINDINGS = "other findings"
@@ -100,12 +101,12 @@ def add_result(volume: Any, result: Result, one_segment: bool = False) -> Result
         that were computed on.
     """
     if volume is None or volume.GetScene() is None:
-        raise SceneError("SCENE_CLOSED", "the input volume is no longer in the scene", "load it and detect again")
+        raise SceneError("SCENE_CLOSED", _("the input volume is no longer in the scene"), _("load it and detect again"))
     if result.map is None or volume.GetImageData() is None or volume.GetImageData().GetDimensions() != result.map.shape:
         raise SceneError(
             "LATTICE_CHANGED",
-            f"the voxels of '{volume.GetName()}' changed meanwhile",
-            "detect again on the volume as it is",
+            _("the voxels of '{name}' changed meanwhile").format(name=volume.GetName()),
+            _("detect again on the volume as it is"),
         )
     scene = volume.GetScene()
     scene.StartState(scene.BatchProcessState)
@@ -149,9 +150,15 @@ def change_threshold(map_node: Any, result: Result, history: segments.History | 
     """
     volume = input_of(map_node)
     if volume is None:
-        raise SceneError("SCENE_CLOSED", "the map's input volume is no longer in the scene", "load it and detect again")
+        raise SceneError(
+            "SCENE_CLOSED", _("the map's input volume is no longer in the scene"), _("load it and detect again")
+        )
     if map_node.GetImageData().GetDimensions() != result.mask.shape:
-        raise SceneError("LATTICE_CHANGED", f"the voxels of '{map_node.GetName()}' changed meanwhile", "detect again")
+        raise SceneError(
+            "LATTICE_CHANGED",
+            _("the voxels of '{name}' changed meanwhile").format(name=map_node.GetName()),
+            _("detect again"),
+        )
     nodes = nodes_of(map_node)
     table = nodes.findings if nodes.findings is not None and not findings.is_edited(nodes.findings) else None
     segmentation = nodes.segmentation
@@ -162,6 +169,8 @@ def change_threshold(map_node: Any, result: Result, history: segments.History | 
         if history is not None:
             history.save(segmentation, _state(map_node, table))
         _fill_segmentation(segmentation, volume, map_node, result)
+        if history is not None:
+            history.touched(segmentation, segmentation.GetAttribute("UADBench.Fingerprint"))
     if table is None:
         table = _add_table(volume, map_node, segmentation, result)
         _place_beside(volume, table)
@@ -460,12 +469,14 @@ def send_accepted(map_node: Any, target: Any = None, history: segments.History |
     """
     nodes, volume = nodes_of(map_node), input_of(map_node)
     if volume is None or nodes.findings is None or nodes.segmentation is None:
-        raise SceneError("SCENE_CLOSED", "a part of the result has left the scene", "detect again")
+        raise SceneError("SCENE_CLOSED", _("a part of the result has left the scene"), _("detect again"))
     rows = [row for row in findings.rows_of(nodes.findings) if row["verdict"] == "accept"]
     affine = np.array(json.loads(nodes.findings.GetAttribute("UADBench.ToWorld"))) @ ijk_to_ras(volume)
     labels, kept = label_findings(mask_of(nodes.segmentation, volume), rows, affine)
     if not kept:
-        raise SceneError("NOTHING_ACCEPTED", "no finding is accepted", "mark findings as accepted in the table first")
+        raise SceneError(
+            "NOTHING_ACCEPTED", _("no finding is accepted"), _("mark findings as accepted in the table first")
+        )
     model = map_node.GetAttribute("UADBench.Model")
     entries = [
         segments.Segment(
@@ -484,4 +495,6 @@ def send_accepted(map_node: Any, target: Any = None, history: segments.History |
     if history is not None:
         history.save(target)
     segments.add(target, volume, labels, entries)
+    if history is not None:
+        history.touched(target, segments.fingerprint(target))
     return target

@@ -7,6 +7,7 @@ segmentation that is there already is touched, its state goes into a ``History``
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ import numpy as np
 import slicer
 import vtk
 
-from .volumes import array_of, image_of, matrix_of, parent_matrix, voxels_of
+from .texts import _
+from .volumes import SceneError, array_of, image_of, matrix_of, parent_matrix, voxels_of
 
 SEGMENTS = 50
 """Findings that get a segment of their own; the others share one."""
@@ -194,13 +196,26 @@ def _occupied(image: Any) -> tuple[np.ndarray, np.ndarray]:
     return (places + np.array(image.GetExtent()[4::-2])).astype(np.int32), voxels[tuple(places.T)]
 
 
-class History:
-    """States of segmentations before they were touched, to go back to; a few of each, in memory only."""
+@dataclass
+class _State:
+    """A saved state: when, with what fingerprint of its own, the caller's note, and what the change then made."""
 
-    STATES = 5
+    number: int
+    mark: str | None
+    note: Any
+    made: str | None = None
+
+
+class History:
+    """States of segmentations before they were touched, to go back to; a few of the few that were touched last, since
+    each holds all voxels.
+    """
+
+    STATES, SEGMENTATIONS = 5, 3
 
     def __init__(self) -> None:
-        self._saved: dict[str, tuple[Any, list[tuple[str | None, Any]]]] = {}
+        self._saved: dict[str, tuple[Any, list[_State]]] = {}
+        self._count = itertools.count()
 
     def save(self, node: Any, note: Any = None) -> None:
         """Keep a segmentation's state, with a note that ``undo`` gives back; those of removed nodes are forgotten."""
@@ -209,27 +224,50 @@ class History:
         if node.GetID() not in self._saved:
             history = slicer.vtkSegmentationHistory()
             history.SetSegmentation(node.GetSegmentation())
-            history.SetMaximumNumberOfStates(self.STATES)
+            # Going back keeps the present state too.
+            history.SetMaximumNumberOfStates(self.STATES + 1)
             self._saved[node.GetID()] = (history, [])
-        history, notes = self._saved[node.GetID()]
+        history, states = self._saved[node.GetID()] = self._saved.pop(node.GetID())
+        self._saved = dict(list(self._saved.items())[-self.SEGMENTATIONS :])
         history.SaveState()
-        notes.append((node.GetAttribute("UADBench.Fingerprint"), note))
-        del notes[: -self.STATES]
+        states.append(_State(next(self._count), node.GetAttribute("UADBench.Fingerprint"), note))
+        del states[: -self.STATES]
+
+    def touched(self, node: Any, made: str | None) -> None:
+        """Remember the fingerprint that the change after ``save`` left, to tell what somebody does to it later."""
+        self._saved[node.GetID()][1][-1].made = made
 
     def can_undo(self, node: Any) -> bool:
         """Return whether a state of this segmentation is kept."""
         return node is not None and bool(self._saved.get(node.GetID(), (None, []))[1])
 
+    def last(self, nodes: Sequence[Any]) -> Any:
+        """Return that of some segmentations (or None) which was changed last; None where no state is kept."""
+        kept = [node for node in nodes if self.can_undo(node)]
+        return max(kept, key=lambda node: self._saved[node.GetID()][1][-1].number, default=None)
+
     def undo(self, node: Any) -> Any:
-        """Bring a segmentation back to its last saved state and return the note that was kept with it."""
-        history, notes = self._saved[node.GetID()]
-        mark, note = notes.pop()
+        """Bring a segmentation back to its last saved state and return the note that was kept with it.
+
+        Raises
+        ------
+        SceneError
+            EDITED_SINCE when somebody has edited it after it was changed from here; it stays as it is.
+        """
+        history, states = self._saved[node.GetID()]
+        if fingerprint(node) != states[-1].made:
+            raise SceneError(
+                "EDITED_SINCE",
+                _("'{name}' was edited meanwhile and stays as it is").format(name=node.GetName()),
+                _("undo those edits in the Segment Editor first, or remove there what is not wanted"),
+            )
+        state = states.pop()
         history.RestorePreviousState()
-        if mark is not None:
-            node.SetAttribute("UADBench.Fingerprint", mark)
-        if not notes:
+        if state.mark is not None:
+            node.SetAttribute("UADBench.Fingerprint", state.mark)
+        if not states:
             del self._saved[node.GetID()]
-        return note
+        return state.note
 
     def clear(self) -> None:
         """Forget everything."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import comparison, models, results, segments, volumes
+from .texts import _
 from .volumes import SceneError
 
 Event = dict[str, Any]
@@ -112,7 +113,7 @@ class Session:
         """
         voxels, affine = volumes.read_volume(volume)
         if not model_ids:
-            raise SceneError("NO_MODEL", "no model is chosen", "choose one of the installed models")
+            raise SceneError("NO_MODEL", _("no model is chosen"), _("choose one of the installed models"))
         request = {"model_ids": list(model_ids), "contrast": contrast, "operating_point": operating_point}
         request |= {"brain_mask": brain_mask, "one_segment": one_segment, **options}
         # Only jobs that are still open, and the ones that failed last, can be started again.
@@ -205,9 +206,13 @@ class Session:
         """
         maps = list({node.GetAttribute("UADBench.Model"): node for node in results.maps_of(volume)}.values())
         if not maps:
-            raise SceneError("NO_RESULT", f"'{volume.GetName()}' has no anomaly map", "detect first")
+            raise SceneError(
+                "NO_RESULT", _("'{name}' has no anomaly map").format(name=volume.GetName()), _("detect first")
+            )
         if reference is None:
-            raise SceneError("NO_REFERENCE", "no reference is chosen", "choose a segmentation, a label map or a file")
+            raise SceneError(
+                "NO_REFERENCE", _("no reference is chosen"), _("choose a segmentation, a label map or a file")
+            )
         mask, resampled = volumes.read_mask(reference, volume)
         job = self._job_with(maps)
         self._references[job] = (reference.GetName(), mask)
@@ -261,8 +266,8 @@ class Session:
         if not series:
             raise SceneError(
                 "NOT_DICOM",
-                f"'{volume.GetName()}' was not loaded from DICOM files that are still there",
-                "load the scan through Slicer's DICOM module, or export NIfTI",
+                _("'{name}' was not loaded from DICOM files that are still there").format(name=volume.GetName()),
+                _("load the scan through Slicer's DICOM module, or export NIfTI"),
             )
         labels, names = np.zeros(volume.GetImageData().GetDimensions(), dtype=np.uint8), []
         for number, (name, inside) in enumerate(volumes.segments_on(nodes.segmentation, volume), start=1):
@@ -280,7 +285,9 @@ class Session:
 
     def cancel_orphans(self) -> list[str]:
         """Stop the jobs whose volume has left the scene, and return their names."""
-        orphans = [job for job, (volume_id, _) in self._open.items() if self._scene.GetNodeByID(volume_id) is None]
+        orphans = [
+            job for job, (volume_id, _request) in self._open.items() if self._scene.GetNodeByID(volume_id) is None
+        ]
         for job in orphans:
             self.cancel(job)
         return orphans
@@ -292,15 +299,17 @@ class Session:
         except OSError as error:
             raise SceneError(
                 "WORKER_NOT_STARTED",
-                f"the computation could not be started ({error.strerror or error})",
-                "check the Python interpreter and the free space of the temporary folder",
+                _("the computation could not be started ({reason})").format(reason=error.strerror or error),
+                _("check the Python interpreter and the free space of the temporary folder"),
             ) from error
 
     def _job_with(self, maps: list[Any]) -> str:
         """Return a job that has all of some maps of one scan in the worker's memory, sent there now if need be."""
         volume = results.input_of(maps[0])
         if volume is None:
-            raise SceneError("SCENE_CLOSED", "the map's scan is no longer in the scene", "load it and detect again")
+            raise SceneError(
+                "SCENE_CLOSED", _("the map's scan is no longer in the scene"), _("load it and detect again")
+            )
         jobs = {self._maps.get(node.GetID(), ("", ""))[0] for node in maps}
         if len(jobs) == 1 and self._client is not None and self._client.has(next(iter(jobs))):
             return jobs.pop()
@@ -408,14 +417,33 @@ class Session:
                 return self._scene.GetNodeByID(map_id)
         return None
 
-    def undo(self, map_node: Any) -> bool:
-        """Bring a result's segmentation back to what it was before its threshold was moved; False where nothing was
-        kept. The worker is told, so that a comparison counts what is shown.
+    def can_undo(self, map_node: Any, target: Any = None) -> bool:
+        """Return whether ``undo`` would find a state to go back to."""
+        return self._last_changed(map_node, target) is not None
+
+    def undo(self, map_node: Any, target: Any = None) -> bool:
+        """Take back what was done last: a threshold that was moved, or accepted findings that were sent to ``target``.
+        False where nothing was kept. The worker is told, so that a comparison counts what is shown.
+
+        Raises
+        ------
+        SceneError
+            EDITED_SINCE when somebody has edited the segmentation meanwhile.
         """
-        if map_node is None or not results.undo(map_node, self.history):
+        last = self._last_changed(map_node, target)
+        if last is None:
             return False
+        if last is target and last is not results.nodes_of(map_node).segmentation:
+            self.history.undo(target)
+            return True
+        results.undo(map_node, self.history)
         self._maps.pop(map_node.GetID(), None)
         return True
+
+    def _last_changed(self, map_node: Any, target: Any) -> Any:
+        """Return a result's segmentation or the target of its accepted findings: what was changed last, or None."""
+        own = results.nodes_of(map_node).segmentation if results.is_map(map_node) else None
+        return self.history.last([own, target])
 
 
 def _result(row: dict[str, Any], affine: np.ndarray) -> results.Result:

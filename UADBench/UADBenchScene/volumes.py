@@ -16,24 +16,28 @@ import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
+from .texts import _
+
 SCALAR_VOLUME = "vtkMRMLScalarVolumeNode"
+TIE = 1e-4
+"""Voxels by which a centre counts as further on, so that rounding does not decide between two that are equally near."""
 
 # Subclasses of the scalar volume node that are something else, and what to do with each.
 _OTHER_KINDS = {
     "vtkMRMLLabelMapVolumeNode": (
         "LABEL_MAP",
-        "is a label map, not a scan",
-        "choose the scan itself; one loaded as a label map can be converted in the Volumes module",
+        _("'{name}' is a label map, not a scan"),
+        _("choose the scan itself; one loaded as a label map can be converted in the Volumes module"),
     ),
     "vtkMRMLVectorVolumeNode": (
         "VECTOR_VOLUME",
-        "has a vector in each voxel (a colour image, for example)",
-        "make a single-component volume with the Vector to Scalar Volume module",
+        _("'{name}' has a vector in each voxel (a colour image, for example)"),
+        _("make a single-component volume with the Vector to Scalar Volume module"),
     ),
     "vtkMRMLDiffusionWeightedVolumeNode": (
         "DIFFUSION_VOLUME",
-        "is a diffusion-weighted series",
-        "choose a T1w, T2w or FLAIR scan of the same head",
+        _("'{name}' is a diffusion-weighted series"),
+        _("choose a T1w, T2w or FLAIR scan of the same head"),
     ),
 }
 
@@ -73,31 +77,40 @@ def check_volume(node: Any) -> None:
         NONLINEAR_TRANSFORM or SINGULAR_GEOMETRY.
     """
     if node is None or node.GetScene() is None:
-        raise SceneError("NO_VOLUME", "no volume of the scene is selected", "load a scan and choose it as input")
+        raise SceneError("NO_VOLUME", _("no volume of the scene is selected"), _("load a scan and choose it as input"))
     name, kind = node.GetName(), node.GetClassName()
     if kind != SCALAR_VOLUME:
         code, what, advice = _OTHER_KINDS.get(
-            kind, ("VOLUME_KIND", f"is a {kind}", "choose a scalar volume with one three-dimensional image")
+            kind,
+            (
+                "VOLUME_KIND",
+                _("'{name}' is a {kind}"),
+                _("choose a scalar volume with one three-dimensional image"),
+            ),
         )
-        raise SceneError(code, f"'{name}' {what}", advice)
+        raise SceneError(code, what.format(name=name, kind=kind), advice)
     if node.GetAttribute("UADBench.Role"):
-        raise SceneError("OWN_RESULT", f"'{name}' is a result of a detection", "choose the scan that it came from")
+        raise SceneError(
+            "OWN_RESULT",
+            _("'{name}' is a result of a detection").format(name=name),
+            _("choose the scan that it came from"),
+        )
     image = node.GetImageData()
     if image is None or 0 in image.GetDimensions() or image.GetPointData().GetScalars() is None:
-        raise SceneError("EMPTY_VOLUME", f"'{name}' has no image in it", "load the scan again")
+        raise SceneError("EMPTY_VOLUME", _("'{name}' has no image in it").format(name=name), _("load the scan again"))
     if image.GetNumberOfScalarComponents() != 1:
         raise SceneError(
             "MULTI_COMPONENT",
-            f"'{name}' has {image.GetNumberOfScalarComponents()} values in each voxel",
-            "make a single-component volume with the Vector to Scalar Volume module",
+            _("'{name}' has {count} values in each voxel").format(name=name, count=image.GetNumberOfScalarComponents()),
+            _("make a single-component volume with the Vector to Scalar Volume module"),
         )
     _check_transform(node)
     determinant = float(np.linalg.det(world_affine(node)[:3, :3]))
     if not np.isfinite(determinant) or abs(determinant) < 1e-9:
         raise SceneError(
             "SINGULAR_GEOMETRY",
-            f"the voxels of '{name}' have no volume",
-            "correct spacing and orientation in the Volumes module, or the matrix of the parent transform",
+            _("the voxels of '{name}' have no volume").format(name=name),
+            _("correct spacing and orientation in the Volumes module, or the matrix of the parent transform"),
         )
 
 
@@ -107,8 +120,10 @@ def _check_transform(node: Any) -> None:
     if transform is not None and not transform.IsTransformToWorldLinear():
         raise SceneError(
             "NONLINEAR_TRANSFORM",
-            f"'{node.GetName()}' is under the non-linear transform '{transform.GetName()}'",
-            "clone it, harden the transform on the clone (Transforms module), choose the clone",
+            _("'{name}' is under the non-linear transform '{transform}'").format(
+                name=node.GetName(), transform=transform.GetName()
+            ),
+            _("clone it, harden the transform on the clone (Transforms module), choose the clone"),
         )
 
 
@@ -196,7 +211,8 @@ def read_mask(node: Any, volume: Any) -> tuple[np.ndarray, bool]:
     """Copy a segmentation, label map or scalar volume out of the scene as a mask on the voxels of ``volume``.
 
     On other voxels than the scan's the nearest voxel decides: a voxel of the scan is inside where its centre lies in a
-    voxel that is not 0, transforms of both included. All segments of a segmentation count.
+    voxel that is not 0, transforms of both included; on the border of two, as at exactly twice the spacing, in the one
+    with the higher index. All segments of a segmentation count.
 
     Returns
     -------
@@ -223,8 +239,8 @@ def read_mask(node: Any, volume: Any) -> tuple[np.ndarray, bool]:
     if not empty and not mask.any():
         raise SceneError(
             "MASK_OUTSIDE",
-            f"'{node.GetName()}' lies outside '{volume.GetName()}'",
-            "choose one that belongs to this scan, and check its transform",
+            _("'{name}' lies outside '{scan}'").format(name=node.GetName(), scan=volume.GetName()),
+            _("choose one that belongs to this scan, and check its transform"),
         )
     return mask, resampled
 
@@ -250,7 +266,9 @@ def _sources(node: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     if not node.IsA("vtkMRMLSegmentationNode"):
         image = node.GetImageData()
         if image is None or image.GetPointData().GetScalars() is None:
-            raise SceneError("EMPTY_VOLUME", f"'{node.GetName()}' has no image in it", "load it again")
+            raise SceneError(
+                "EMPTY_VOLUME", _("'{name}' has no image in it").format(name=node.GetName()), _("load it again")
+            )
         return [(voxels_of(image) != 0, world_affine(node))]
     segmentation = slicer.vtkSegmentation()
     segmentation.DeepCopy(node.GetSegmentation())
@@ -284,7 +302,9 @@ def _add_nearest(mask: np.ndarray, affine: np.ndarray, source: np.ndarray, sourc
     stop = np.clip(np.ceil(box.max(axis=1)).astype(int) + 1, 0, mask.shape)
     j, k = np.meshgrid(np.arange(start[1], stop[1]), np.arange(start[2], stop[2]), indexing="ij")
     for i in range(start[0], stop[0]):
-        index = [np.floor(row[0] * i + row[1] * j + row[2] * k + row[3] + 0.5).astype(int) for row in to_source[:3]]
+        index = [
+            np.floor(row[0] * i + row[1] * j + row[2] * k + row[3] + 0.5 + TIE).astype(int) for row in to_source[:3]
+        ]
         within = np.logical_and.reduce([(index[a] >= 0) & (index[a] < source.shape[a]) for a in range(3)])
         plane = mask[i, start[1] : stop[1], start[2] : stop[2]]
         plane[within] |= source[index[0][within], index[1][within], index[2][within]]
@@ -305,7 +325,9 @@ def load_reference(scene: Any, path: str) -> Any:
         for unwanted in (node, storage):
             scene.RemoveNode(unwanted)
         raise SceneError(
-            "FILE_UNREADABLE", f"{Path(path).name} cannot be read", "choose a NIfTI, NRRD or MetaImage file of labels"
+            "FILE_UNREADABLE",
+            _("{name} cannot be read").format(name=Path(path).name),
+            _("choose a NIfTI, NRRD or MetaImage file of labels"),
         )
     node.CreateDefaultDisplayNodes()
     return node
