@@ -100,6 +100,13 @@ class TestFrozen:
         assert all(weight.grad is not None and weight.grad.any() for weight in method.backbone.parameters())
         assert method.backbone.training
 
+    def test_the_pretext_marks_the_places_that_it_changed_and_no_others(self) -> None:
+        method, slices = create_method("ssl_backbone"), brain_slices(8)
+        corrupted, changed = method._corrupt(slices.images, slices.masks, torch.Generator().manual_seed(0))
+        assert torch.equal(changed > 0, corrupted != slices.images)
+        assert changed.max() == 1 and not changed[~slices.masks].any() and not corrupted[~slices.masks].any()
+        assert 0.005 < float((changed > 0).float().mean()) < 0.5
+
 
 class TestStandardisation:
     def test_maps_have_zero_mean_and_unit_spread_in_the_brain(self) -> None:

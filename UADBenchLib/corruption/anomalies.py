@@ -9,13 +9,14 @@ without a library of stored shapes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from UADBenchLib.corruption.augmentation import uniform
+from UADBenchLib.corruption.augmentation import normal, pick, uniform
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class ShapeRange:
 def draw_shapes(masks: Tensor, generator: torch.Generator, shapes: ShapeRange) -> Tensor:
     """Return soft masks (N, 1, X, Y) in [0, 1] within ``masks``; one to ``shapes.most`` shapes a slice."""
     count = len(masks)
-    number = torch.randint(1, shapes.most + 1, (count,), generator=generator)
-    result = torch.zeros(masks.shape)
+    number = torch.randint(1, shapes.most + 1, (count,), generator=generator).to(masks.device)
+    result = torch.zeros(masks.shape, device=masks.device)
     for index in range(shapes.most):
         wanted = (index < number)[:, None, None, None]
         result = torch.maximum(result, _one_shape(masks, generator, shapes) * wanted)
@@ -39,35 +40,34 @@ def draw_shapes(masks: Tensor, generator: torch.Generator, shapes: ShapeRange) -
 
 
 def _one_shape(masks: Tensor, generator: torch.Generator, shapes: ShapeRange) -> Tensor:
-    count, _, height, width = masks.shape
+    (count, _, height, width), device = masks.shape, masks.device
     centre = random_pixels(masks, generator)
     low, high = shapes.radius
     # Log-uniform radii: as many small lesions as large ones.
-    radius = torch.exp(uniform(count, 0, 1, generator) * torch.log(torch.tensor(high / low))) * low
-    aspect = torch.exp(uniform(count, -0.6, 0.6, generator))
-    angle = uniform(count, 0, torch.pi, generator)
-    y = torch.arange(height)[None, :, None] - centre[:, 0, None, None]
-    x = torch.arange(width)[None, None, :] - centre[:, 1, None, None]
+    radius = torch.exp(uniform(count, 0, math.log(high / low), generator, device)) * low
+    aspect = torch.exp(uniform(count, -0.6, 0.6, generator, device))
+    angle = uniform(count, 0, torch.pi, generator, device)
+    y = torch.arange(height, device=device)[None, :, None] - centre[:, 0, None, None]
+    x = torch.arange(width, device=device)[None, None, :] - centre[:, 1, None, None]
     cos, sin = torch.cos(angle)[:, None, None], torch.sin(angle)[:, None, None]
     u = (cos * x + sin * y) / (radius * aspect)[:, None, None]
     v = (cos * y - sin * x) / (radius / aspect)[:, None, None]
-    kind = torch.randint(3, (count,), generator=generator)[:, None, None]
+    kind = torch.randint(3, (count,), generator=generator).to(device)[:, None, None]
     round_one = (u.square() + v.square()).sqrt()
     distance = torch.where(kind == 0, torch.maximum(u.abs(), v.abs()), round_one)
-    small = torch.randn(count, 1, 12, 14, generator=generator)
+    small = normal((count, 1, 12, 14), generator, device)
     wobble = F.interpolate(small, (height, width), mode="bicubic", align_corners=False)[:, 0]
-    distance = distance + torch.where(kind == 2, 0.45 * wobble, torch.zeros(()))
-    soft = uniform(count, *shapes.softness, generator)[:, None, None]
+    distance = distance + torch.where(kind == 2, 0.45 * wobble, 0.0)
+    soft = uniform(count, *shapes.softness, generator, device)[:, None, None]
     return ((1 - distance) / soft + 0.5).clamp(0, 1)[:, None]
 
 
 def random_pixels(masks: Tensor, generator: torch.Generator) -> Tensor:
     """One random brain pixel of each slice as (N, 2) row and column; the centre of an empty slice."""
-    count, _, height, width = masks.shape
+    height, width = masks.shape[-2:]
     weights = masks.flatten(1).float()
-    empty = weights.sum(dim=1) == 0
-    weights[empty, (height // 2) * width + width // 2] = 1
-    index = torch.multinomial(weights, 1, generator=generator)[:, 0]
+    index = pick(weights, 1, generator)[:, 0]
+    index = torch.where(weights.any(dim=1), index, (height // 2) * width + width // 2)
     return torch.stack([index // width, index % width], dim=1).float()
 
 
@@ -93,13 +93,13 @@ def foreign_texture(images: Tensor, shape: Tensor, generator: torch.Generator) -
         foreign = foreign.flip(-1)
     present = (foreign > 0).float()
     flat = F.avg_pool2d(foreign, 9, 1, 4) / F.avg_pool2d(present, 9, 1, 4).clamp(min=0.05) * present
-    flatten = torch.rand(count, generator=generator) < 0.5
+    flatten = uniform(count, 0, 1, generator, images.device) < 0.5
     foreign = torch.where(flatten[:, None, None, None], flat, foreign)
     usable = shape * present
     area = usable.sum(dim=(-2, -1), keepdim=True).clamp(min=1e-3)
     own = (images * usable).sum(dim=(-2, -1), keepdim=True) / area
     other = (foreign * usable).sum(dim=(-2, -1), keepdim=True) / area
-    strength = uniform(count, 0.1, 1, generator)
+    strength = uniform(count, 0.1, 1, generator, images.device)
     strength = strength * (usable.flatten(1).sum(1) > 1)
     alpha = strength[:, None, None, None] * usable
     return images + alpha * ((foreign - other + own).clamp(0, 1.5) - images), strength
@@ -123,11 +123,11 @@ def intensity_bias(
     one_hot = F.one_hot(nearest[:, 0], len(levels)).permute(0, 3, 1, 2).float()
     inside = (one_hot * shape).sum(dim=(-2, -1))
     chance = inside / (inside.sum(dim=1, keepdim=True) + 20)
-    chosen = (torch.rand(count, len(levels), generator=generator) < chance).float()
-    chosen[chosen.sum(dim=1) == 0] = 1
+    chosen = (torch.rand(count, len(levels), generator=generator).to(images.device) < chance).float()
+    chosen = torch.where(chosen.any(dim=1, keepdim=True), chosen, 1.0)
     tissue = F.avg_pool2d((one_hot * chosen[:, :, None, None]).sum(dim=1, keepdim=True), 3, 1, 1)
-    strength = uniform(count, 0.02, largest, generator)
-    sign = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    strength = uniform(count, 0.02, largest, generator, images.device)
+    sign = torch.where(uniform(count, 0, 1, generator, images.device) < 0.5, -1.0, 1.0)
     change = (sign * strength)[:, None, None, None] * shape * tissue
     return (images + change).clamp(0, 1.5), strength
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from UADBenchLib.corruption.augmentation import uniform
+from UADBenchLib.corruption.augmentation import normal, uniform
 
 
 def coarse_noise(
@@ -32,17 +32,17 @@ def coarse_noise(
     """
     count, _, height, width = images.shape
     chosen = torch.randint(len(grids), (count,), generator=generator)
-    noise = torch.empty(count, 1, height, width)
+    noise = torch.empty(count, 1, height, width, device=images.device)
     for number, cells in enumerate(grids):
         rows = torch.nonzero(chosen == number).flatten()
         if not len(rows):
             continue
         size = (max(2, round(cells * height / max(height, width))), max(2, round(cells * width / max(height, width))))
-        small = torch.randn(len(rows), 1, *size, generator=generator)
-        noise[rows] = F.interpolate(small, (height, width), mode="bilinear", align_corners=False)
+        small = normal((len(rows), 1, *size), generator, images.device)
+        noise[rows.to(images.device)] = F.interpolate(small, (height, width), mode="bilinear", align_corners=False)
     shift = (
         int(torch.randint(height, (1,), generator=generator)),
         int(torch.randint(width, (1,), generator=generator)),
     )
     noise = torch.roll(noise, shift, dims=(-2, -1))
-    return noise * uniform(count, *sigma, generator)[:, None, None, None] * masks
+    return noise * uniform(count, *sigma, generator, images.device)[:, None, None, None] * masks

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from UADBenchLib.corruption.anomalies import random_pixels
-from UADBenchLib.corruption.augmentation import uniform
+from UADBenchLib.corruption.augmentation import pick, uniform
 
 MOST = 2_000
 """Small squares of a mask, at most."""
@@ -33,15 +33,16 @@ def inpainting_masks(brains: Tensor, generator: torch.Generator, pixel_mm: float
     Tensor
         (N, 1, X, Y) bool, within ``brains``.
     """
-    count = len(brains)
-    wide = torch.rand(count, generator=generator) < 2 / 3
-    first, second = uniform(count, 0.3, 10, generator), uniform(count, 0.3, 10, generator)
+    count, device = len(brains), brains.device
+    wide = uniform(count, 0, 1, generator, device) < 2 / 3
+    first, second = uniform(count, 0.3, 10, generator, device), uniform(count, 0.3, 10, generator, device)
     geometric = (first * second).sqrt()
-    shared = uniform(count, -1, 1, generator) * geometric
-    small = torch.where(wide, uniform(count, 100, 200, generator), uniform(count, 5, 20, generator)) * geometric
+    shared = uniform(count, -1, 1, generator, device) * geometric
+    many, few = uniform(count, 100, 200, generator, device), uniform(count, 5, 20, generator, device)
+    small = torch.where(wide, many, few) * geometric
     weights = _gaussian(brains, torch.where(wide, 10.0, 2.5) / pixel_mm, first, second, shared, generator)
-    medium, large = (torch.randint(low, 10, (count,), generator=generator) for low in (5, 3))
-    masks = torch.zeros(brains.shape, dtype=torch.bool)
+    medium, large = (torch.randint(low, 10, (count,), generator=generator).to(device) for low in (5, 3))
+    masks = torch.zeros_like(brains)
     for squares, edge_mm, most in ((small.round().long(), 4, MOST), (medium, 8, 9), (large, 16, 9)):
         masks |= _squares(weights, squares.clamp(max=most), most, max(1, round(edge_mm / pixel_mm)), generator)
     return masks & brains
@@ -54,24 +55,25 @@ def _gaussian(
     covariance [[first, shared], [shared, second]] in units."""
     centre = random_pixels(brains, generator)
     height, width = brains.shape[-2:]
-    u = (torch.arange(height)[None, :, None] - centre[:, 0, None, None]) / unit[:, None, None]
-    v = (torch.arange(width)[None, None, :] - centre[:, 1, None, None]) / unit[:, None, None]
+    y, x = (torch.arange(size, device=brains.device) for size in (height, width))
+    u = (y[None, :, None] - centre[:, 0, None, None]) / unit[:, None, None]
+    v = (x[None, None, :] - centre[:, 1, None, None]) / unit[:, None, None]
     first, second, shared = (value[:, None, None] for value in (first, second, shared))
     determinant = (first * second - shared**2).clamp(min=1e-3)
     power = (second * u**2 - 2 * shared * u * v + first * v**2) / determinant
     weights = torch.exp(-0.5 * power.clamp(max=100)) * brains[:, 0]
-    weights[~brains[:, 0].flatten(1).any(dim=1)] = 1  # an empty slice needs something to draw from
-    return weights
+    # An empty slice needs something to draw from.
+    return torch.where(brains.flatten(1).any(dim=1)[:, None, None], weights, 1.0)
 
 
 def _squares(weights: Tensor, number: Tensor, most: int, edge: int, generator: torch.Generator) -> Tensor:
     """Masks (N, 1, X, Y) of ``number`` (N,) squares, corners drawn from the marginals of ``weights``."""
     count, height, width = weights.shape
-    rows, columns = (
-        torch.multinomial(weights.sum(dim=axis) + 1e-12, most, replacement=True, generator=generator) for axis in (2, 1)
+    rows, columns = (pick(weights.sum(dim=axis), most, generator) for axis in (2, 1))
+    wanted = (torch.arange(most, device=weights.device)[None] < number[:, None]).float()
+    corners = torch.zeros(count, height * width, device=weights.device).scatter_reduce_(
+        1, rows * width + columns, wanted, "amax"
     )
-    wanted = (torch.arange(most)[None] < number[:, None]).float()
-    corners = torch.zeros(count, height * width).scatter_reduce_(1, rows * width + columns, wanted, "amax")
     # A square lies below and to the right of its corner: pad the other two sides.
     padded = F.pad(corners.reshape(count, 1, height, width), (edge - 1, 0, edge - 1, 0))
     return F.max_pool2d(padded, edge, 1) > 0

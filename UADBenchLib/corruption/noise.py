@@ -7,11 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from UADBenchLib.corruption.augmentation import normal
+
 
 def pyramid_noise(
-    shape: tuple[int, ...], generator: torch.Generator, *, discount: float = 0.9, per_slice: bool = True
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    *,
+    discount: float = 0.9,
+    per_slice: bool = True,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return noise (N, 1, X, Y) that has structure at all scales.
+    """Return noise (N, 1, X, Y) on ``device`` that has structure at all scales.
 
     To white noise, fields on ever smaller grids are added, each weighing ``discount`` times the one before; a grid is
     smaller than the last by a random factor of 2 to 4 to the power of its number.
@@ -24,17 +31,17 @@ def pyramid_noise(
         Scale each slice's noise to unit standard deviation; otherwise the batch's, as the released code does, which
         makes a slice's noise depend on its neighbours in the batch.
     """
-    noise = torch.cat([_pyramid(shape[-2:], generator, discount) for _ in range(shape[0])])
+    noise = torch.cat([_pyramid(shape[-2:], generator, discount, device) for _ in range(shape[0])])
     return noise / (noise.std(dim=(-3, -2, -1), keepdim=True) if per_slice else noise.std())
 
 
-def _pyramid(size: tuple[int, int], generator: torch.Generator, discount: float) -> Tensor:
-    noise = torch.randn(1, 1, *size, generator=generator)
+def _pyramid(size: tuple[int, int], generator: torch.Generator, discount: float, device: torch.device | str) -> Tensor:
+    noise = normal((1, 1, *size), generator, device)
     height, width = size
     for number in range(10):
         factor = float(torch.rand((), generator=generator) * 2 + 2) ** number
         height, width = max(1, int(height / factor)), max(1, int(width / factor))
-        field = torch.randn(1, 1, height, width, generator=generator)
+        field = normal((1, 1, height, width), generator, device)
         noise += discount**number * F.interpolate(field, size, mode="bilinear", align_corners=False)
         if min(height, width) == 1:
             break

@@ -139,13 +139,16 @@ class Andi(Method):
         if self.config.augment:
             images, masks = augmentation.apply(augmentation.draw(len(slices), generator), images, masks)
         images, _ = self.frame.enter(images, masks)
-        time = augmentation.uniform(len(images), *self.config.train_times, generator)
+        time = augmentation.uniform(len(images), *self.config.train_times, generator, self.device)
         noise = pyramid_noise(
-            images.shape, generator, discount=self.config.discount, per_slice=not self.config.noise_per_batch
+            images.shape,
+            generator,
+            discount=self.config.discount,
+            per_slice=not self.config.noise_per_batch,
+            device=self.device,
         )
-        images, noise, time = (2 * images - 1).to(self.device), noise.to(self.device), time.to(self.device)
         alpha, sigma = self._signal_and_noise(time)
-        noisy = alpha * images + sigma * noise
+        noisy = alpha * (2 * images - 1) + sigma * noise
         with layer_randomness(generator, self.device):
             guess = sigma * noisy + alpha * self._velocity(noisy, time)
         return (guess - noise).square().mean()

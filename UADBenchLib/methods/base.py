@@ -118,7 +118,7 @@ class Method(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are. Batches come on the CPU, where everything random is drawn; training moves them."""
+        """Where the weights are."""
         return next(self.parameters()).device
 
     def load_pretrained(self, contrast: str, source: str | None = None) -> dict[str, Any]:
@@ -145,7 +145,8 @@ class Method(nn.Module, ABC):
         return {}
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
-        """Return the scalar loss of a batch of healthy slices; randomness comes from ``generator`` (CPU) alone."""
+        """Return the scalar loss of a batch of healthy slices on the method's device; randomness comes from
+        ``generator`` (CPU) alone."""
         raise TypeError(f"{self.name} is fitted, not trained")
 
     def fit(self, batches: Iterable[Slices]) -> None:

@@ -126,9 +126,8 @@ class ContextVae(Method):
         if self.config.augment:
             images, masks = augmentation.apply(augmentation.draw(len(slices), generator), images, masks)
         images, _ = self.frame.enter(images, masks)
-        painted = paint_squares(images, generator, self.config.squares).to(self.device)
-        noise = torch.randn(len(images), self.config.code, 1, 1, generator=generator).to(self.device)
-        images = images.to(self.device)
+        painted = paint_squares(images, generator, self.config.squares)
+        noise = augmentation.normal((len(images), self.config.code, 1, 1), generator, self.device)
         mean, log_spread = self._encode(images)
         restored = self._decode(mean + torch.exp(log_spread) * noise)
         own = F.l1_loss(restored, images) + self.config.divergence * self._divergence(mean, log_spread).mean()
@@ -171,16 +170,19 @@ def paint_squares(images: Tensor, generator: torch.Generator, most: int) -> Tens
     """Paint over up to ``most`` squares of each slice (N, 1, X, Y), each in one intensity between the batch's least and
     largest."""
     count, _, height, width = images.shape
-    low, high = float(images.min()), float(images.max())
-    wanted = torch.randint(0, most + 1, (count,), generator=generator)
+    low, high = images.aminmax()
+    wanted = torch.randint(0, most + 1, (count,), generator=generator).to(images.device)
     painted = images.clone()
-    rows, columns = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
+    y, x = (torch.arange(size, device=images.device) for size in (height, width))
+    rows, columns = y[None, :, None], x[None, None, :]
+
+    def share() -> Tensor:
+        return augmentation.uniform(count, 0, 1, generator, images.device)[:, None, None]
+
     for number in range(most):
-        side = augmentation.uniform(count, 0, min(height, width) / 2, generator)[:, None, None]
-        top, left = (
-            augmentation.uniform(count, 0, 1, generator)[:, None, None] * (size - side) for size in (height, width)
-        )
-        tone = augmentation.uniform(count, low, high, generator)[:, None, None, None]
+        side = share() * min(height, width) / 2
+        top, left = (share() * (size - side) for size in (height, width))
+        tone = low + (high - low) * share()[:, None]
         inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
         inside = inside & (number < wanted)[:, None, None]
         painted = torch.where(inside[:, None], tone, painted)

@@ -28,8 +28,8 @@ class DenoisingAutoencoderConfig:
 
     widths: tuple[int, ...] = (24, 48, 64, 80)
     stem: int = 2
-    grids: tuple[int, ...] = (6, 10, 16)
-    sigma: tuple[float, float] = (0.05, 0.35)
+    grids: tuple[int, ...] = (4, 7, 11, 16)
+    sigma: tuple[float, float] = (0.05, 0.5)
     augment: bool = True
     standardised: bool = False
     size: int = 0
@@ -64,9 +64,6 @@ class DenoisingAutoencoder(Method):
             images, masks = augmentation.apply(augmentation.draw(len(slices), generator), images, masks)
         images, masks = self.frame.enter(images, masks)
         noise = coarse_noise(images, masks, generator, grids=self.config.grids, sigma=self.config.sigma)
-        # What is random is drawn on the processor, so that a run does not depend on the device; the network may be
-        # elsewhere.
-        images, noise, masks = (part.to(self.device) for part in (images, noise, masks))
         error = (self._restore(images + noise) - images) * masks
         return error.square().sum() / masks.sum().clamp(min=1)
 

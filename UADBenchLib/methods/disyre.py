@@ -138,24 +138,21 @@ class Disyre(Method):
         if self.config.window:
             images, masks = _windows(images, masks, self.config.window, generator)
         corrupted, strength = self._corrupt(images, masks, generator)
-        # What is random is drawn on the processor, so that a run does not depend on the device; the network may be
-        # elsewhere.
-        images, masks = images.to(self.device), masks.to(self.device)
         if self.config.blocks:
             with layer_randomness(generator, self.device):
-                restored = self._restore(corrupted.to(self.device), strength.to(self.device))
+                restored = self._restore(corrupted, strength)
             return (2 * (restored - images)).square().mean()
-        error = (self._restore(corrupted.to(self.device), strength.to(self.device)) - images) * masks
+        error = (self._restore(corrupted, strength) - images) * masks
         return error.square().sum() / masks.sum().clamp(min=1)
 
     def _corrupt(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         ranges = anomalies.ShapeRange(radius=self.config.radius, most=self.config.shapes)
         shape = anomalies.draw_shapes(masks, generator, ranges)
-        dirty = torch.rand(len(images), generator=generator) >= self.config.clean
+        dirty = augmentation.uniform(len(images), 0, 1, generator, images.device) >= self.config.clean
         shape = shape * dirty[:, None, None, None]
         textured, alpha = anomalies.foreign_texture(images, shape, generator)
         corrupted, bias = anomalies.intensity_bias(
-            textured, shape, generator, self.levels.cpu(), largest=self.config.strongest
+            textured, shape, generator, self.levels, largest=self.config.strongest
         )
         return corrupted * masks, torch.maximum(alpha, bias) * dirty
 
@@ -207,15 +204,12 @@ def published_label(strength: Tensor) -> Tensor:
 def _windows(images: Tensor, masks: Tensor, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A random square of each slice, around a pixel of its brain as far as the frame's border allows."""
     centres = anomalies.random_pixels(masks, generator).long()
-    corners = [
-        [min(max(int(c) - side // 2, 0), size - side) for c, size in zip(centre, images.shape[-2:], strict=True)]
-        for centre in centres
-    ]
-
-    def cut(values: Tensor) -> Tensor:
-        return torch.stack([v[:, y : y + side, x : x + side] for v, (y, x) in zip(values, corners, strict=True)])
-
-    return cut(images), cut(masks)
+    slices, offsets = (torch.arange(count, device=images.device) for count in (len(images), side))
+    rows, columns = (
+        (centres[:, axis] - side // 2).clamp(0, images.shape[axis - 2] - side)[:, None] + offsets for axis in (0, 1)
+    )
+    place = slices[:, None, None], rows[:, :, None], columns[:, None, :]
+    return images[:, 0][place][:, None], masks[:, 0][place][:, None]
 
 
 def _starts(size: int, side: int, step: int) -> list[int]:

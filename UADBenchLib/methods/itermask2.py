@@ -145,8 +145,7 @@ class IterMask2(Method):
         images, masks = self._enter(slices)
         hint = self.hint(images)
         hidden = inpainting_masks(masks, generator, GRID_MM / self.frame.scale)
-        noise = torch.randn(images.shape, generator=generator)
-        images, hint, hidden, noise = (part.to(self.device) for part in (images, hint, hidden, noise))
+        noise = augmentation.normal(images.shape, generator, self.device)
         with layer_randomness(generator, self.device):
             first = self.first(hint).float()
             second = self._inpaint(images, hint, hidden, noise)
@@ -158,12 +157,11 @@ class IterMask2(Method):
         generator, errors, seen = torch.Generator().manual_seed(SEED), [], 0
         with torch.no_grad():
             for batch in batches:
-                images, masks = self._enter(batch)
+                images, masks = self._enter(batch.to(self.device))
                 hidden = inpainting_masks(masks, generator, GRID_MM / self.frame.scale)
-                noise = torch.randn(images.shape, generator=generator)
-                parts = (part.to(self.device) for part in (images, self.hint(images), hidden, noise))
-                error = (self._inpaint(*parts).cpu() - images).square()
-                errors.append(error[hidden])
+                noise = augmentation.normal(images.shape, generator, self.device)
+                error = (self._inpaint(images, self.hint(images), hidden, noise) - images).square()
+                errors.append(error[hidden].cpu())
                 seen += len(batch)
                 if seen >= self.config.slices:
                     break

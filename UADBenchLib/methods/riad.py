@@ -103,7 +103,7 @@ class Riad(Method):
         images, masks = slices.images, slices.masks
         if self.config.augment:
             images, masks = augmentation.apply(augmentation.draw(len(slices), generator), images, masks)
-        images = self.frame.enter(images, masks)[0].to(self.device)
+        images = self.frame.enter(images, masks)[0]
         cell = self.config.cells[int(torch.randint(len(self.config.cells), (1,), generator=generator))]
         with layer_randomness(generator, self.device):
             stitched = self._stitched(images, cell, generator)

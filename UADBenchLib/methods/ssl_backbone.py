@@ -1,13 +1,15 @@
 """A feature backbone for slices, trained on healthy ones without labels, for the methods that look at features (fae,
 patchcore, reverse_distillation, uniad).
 
-Three tasks teach it. Two views of a slice that differ as scanners do (tone, inverted contrast, bias field, blur, noise,
+Four tasks teach it. Two views of a slice that differ as scanners do (tone, inverted contrast, bias field, blur, noise,
 cut-outs) must have features that agree place by place, do not collapse and do not repeat each other (VICReg, Bardes et
 al. 2022, arXiv 2105.04906); every map must tell the slice's intensities without the coarse noise that was added, so
-that local detail is kept; and the deepest one must tell where in the brain it is. No synthetic lesion is shown, so that
-detectors built on it stay comparable with those that are trained on such lesions. As a method of its own it scores how
-far a place's features lie from their healthy mean, in healthy standard deviations: ``intensity_norm`` for features,
-without their place.
+that local detail is kept; the deepest one must tell where in the brain it is; and every map must tell where a slice
+was changed, in slices with synthetic anomalies (as Tan et al. 2020, arXiv 2011.04197, and Li et al. 2021, arXiv
+2104.04015, teach it). Without the last task features tell site and place and hardly a lesion; with it, detectors on
+this backbone have, like DISYRE, met synthetic anomalies before. As a method of its own it scores how far a place's
+features lie from their healthy mean, in healthy standard deviations: ``intensity_norm`` for features, without their
+place.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from UADBenchLib.corruption import augmentation
+from UADBenchLib.corruption import anomalies, augmentation
 from UADBenchLib.corruption.coarse_noise import coarse_noise
 from UADBenchLib.methods.base import Method, Preset, Schedule, Slices
 from UADBenchLib.networks.backbones import Backbone
 
 SLICES_HIGH = 84
 """Axial positions of the model grid."""
+LEVELS = 5
+"""Tissues that are told apart, evenly by intensity, when anomalies are drawn."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class SslBackboneConfig:
         Weights of VICReg's terms.
     detail, place : float
         Weights of the other two tasks.
+    anomaly : float
+        Weight of the fourth task.
+    visible : float
+        Change of prepared intensity from which a place counts as changed in full.
     inverted : float
         Share of views with inverted contrast.
     """
@@ -54,6 +62,8 @@ class SslBackboneConfig:
     covariance: float = 0.5
     detail: float = 10.0
     place: float = 2.0
+    anomaly: float = 20.0
+    visible: float = 0.15
     inverted: float = 0.3
 
 
@@ -61,7 +71,7 @@ class SslBackbone(Method):
     """Score: root mean square of standardised features, mean over maps."""
 
     name = "ssl_backbone"
-    paper = "Bardes et al. 2022, arXiv 2105.04906, with two tasks of this project"
+    paper = "Bardes et al. 2022, arXiv 2105.04906, with three tasks of this project"
     presets = {"compact": Preset(SslBackboneConfig(), Schedule(steps=2_500, learning_rate=1e-3))}
 
     def __init__(self, config: SslBackboneConfig) -> None:
@@ -71,22 +81,27 @@ class SslBackbone(Method):
         self.expand = nn.ModuleList(nn.Conv2d(count, 2 * count, 1) for count in channels)
         self.detail = nn.ModuleList(nn.Conv2d(count, 1, 1) for count in channels)
         self.place = nn.Conv2d(channels[-1], 3, 1)
+        self.anomaly = nn.ModuleList(nn.Conv2d(count, 1, 1) for count in channels)
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
         # Both views share one geometry: a place is the same place in both.
         drawn = augmentation.draw(len(slices), generator)
         images, masks = augmentation.apply(drawn, slices.images, slices.masks)
         views, targets = zip(*(self._view(images, masks, generator) for _ in range(2)), strict=True)
-        maps = self.backbone.raw(torch.cat(views).to(self.device))
-        targets, inside = torch.cat(targets).to(self.device), torch.cat([masks, masks]).float()
+        corrupted, changed = self._corrupt(images, masks, generator)
+        maps = self.backbone.raw(torch.cat([*views, corrupted]))
+        targets, inside = torch.cat(targets), torch.cat([masks, masks]).float()
         loss = torch.zeros((), device=self.device)
-        for values, expand, detail in zip(maps, self.expand, self.detail, strict=True):
+        for values, expand, detail, anomaly in zip(maps, self.expand, self.detail, self.anomaly, strict=True):
             share = F.adaptive_avg_pool2d(inside, values.shape[-2:])
+            values, shown = values[: len(inside)], values[len(inside) :]
+            wanted = F.adaptive_avg_pool2d(changed, shown.shape[-2:])
+            error = F.binary_cross_entropy_with_logits(anomaly(shown).float(), wanted, reduction="none")
+            loss = loss + self.config.anomaly * _mean_within(error, share[: len(images)])
             loss = loss + self._vicreg(expand(values).float(), share[: len(images)], generator)
-            share = share.to(self.device)
             wanted = F.adaptive_avg_pool2d(targets, values.shape[-2:])
             loss = loss + self.config.detail * _mean_within((detail(values).float() - wanted).square(), share)
-        where = self._places(slices.positions, values.shape[-2:]).to(self.device)
+        where = self._places(slices.positions, values.shape[-2:])
         error = (self.place(values).float() - torch.cat([where, where])).square()
         return loss / len(maps) + self.config.place * _mean_within(error, share)
 
@@ -95,27 +110,34 @@ class SslBackbone(Method):
         count = len(images)
 
         def per_slice(low: float, high: float) -> Tensor:
-            return augmentation.uniform(count, low, high, generator)[:, None, None, None]
+            return augmentation.uniform(count, low, high, generator, images.device)[:, None, None, None]
 
         tone = images.clamp(0, 1.5) ** torch.exp(per_slice(-0.5, 0.5))
         inverted = per_slice(0, 1) < self.config.inverted
         tone = torch.where(inverted, 1.1 - tone, tone)
-        field = torch.randn(count, 1, 4, 4, generator=generator) * per_slice(0, 0.15)
+        field = augmentation.normal((count, 1, 4, 4), generator, images.device) * per_slice(0, 0.15)
         field = F.interpolate(field, images.shape[-2:], mode="bicubic", align_corners=True)
         clean = (tone * torch.exp(field) * per_slice(0.8, 1.2) + per_slice(-0.05, 0.05)) * masks
         noisy = clean + coarse_noise(images, masks, generator, grids=(12, 24, 48), sigma=(0.0, 0.2))
-        noisy = noisy + torch.randn(images.shape, generator=generator) * per_slice(0, 0.05)
-        small = torch.rand(count, 1, 5, 6, generator=generator) < 0.05
-        hidden = F.interpolate(small.float(), images.shape[-2:]) > 0.5
+        noisy = noisy + augmentation.normal(images.shape, generator, images.device) * per_slice(0, 0.05)
+        small = (torch.rand(count, 1, 5, 6, generator=generator) < 0.05).float().to(images.device)
+        hidden = F.interpolate(small, images.shape[-2:]) > 0.5
         return torch.where(hidden, 0.0, noisy) * masks, clean
+
+    def _corrupt(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The slices with synthetic anomalies, and how much each place was changed (N, 1, X, Y), in [0, 1]."""
+        shape = anomalies.draw_shapes(masks, generator, anomalies.ShapeRange())
+        textured, _ = anomalies.foreign_texture(images, shape, generator)
+        levels = torch.linspace(0.1, 0.9, LEVELS, device=images.device)
+        corrupted, _ = anomalies.intensity_bias(textured, shape, generator, levels)
+        return corrupted * masks, ((corrupted - images).abs() / self.config.visible).clamp(max=1) * masks
 
     def _vicreg(self, values: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
         """Invariance, variance and covariance of two views (2N, C, h, w) at places in the brain, drawn by the ``share``
         (N, 1, h, w) of it there."""
-        weights = share.flatten() + 1e-6
-        chosen = torch.multinomial(weights, self.config.places, replacement=True, generator=generator)
+        chosen = augmentation.pick(share.flatten()[None], self.config.places, generator)[0]
         first, second = values.permute(0, 2, 3, 1).flatten(0, 2).chunk(2)
-        first, second = first[chosen.to(values.device)], second[chosen.to(values.device)]
+        first, second = first[chosen], second[chosen]
         loss = self.config.invariance * F.mse_loss(first, second)
         for view in (first, second):
             centred = view - view.mean(dim=0)
@@ -131,8 +153,8 @@ class SslBackbone(Method):
 
         The side is left out, since slices are mirrored at random.
         """
-        x, y = (torch.linspace(-1, 1, count) for count in size)
-        z = 2 * positions.cpu().float() / SLICES_HIGH - 1
+        x, y = (torch.linspace(-1, 1, count, device=positions.device) for count in size)
+        z = 2 * positions.float() / SLICES_HIGH - 1
         grid = torch.stack(torch.meshgrid(x.abs(), y, indexing="ij")).expand(len(positions), 2, *size)
         return torch.cat([grid, z[:, None, None, None].expand(-1, 1, *size)], dim=1)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from UADBenchLib.corruption.augmentation import uniform
+from UADBenchLib.corruption.augmentation import normal, uniform
 from UADBenchLib.methods.base import Preset, Schedule, Slices, layer_randomness, published
 from UADBenchLib.methods.features import FeatureConfig, FeatureMethod, stacked
 from UADBenchLib.networks.query_transformer import QueryTransformer
@@ -91,11 +91,11 @@ class Uniad(FeatureMethod):
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
         tokens = self._tokens(self.augmented_maps(slices, generator))
-        noise = torch.randn(tokens.shape, generator=generator)
-        noise = noise * uniform(len(tokens), *self.config.jitter, generator)[:, None, None]
+        noise = normal(tokens.shape, generator, self.device)
+        noise = noise * uniform(len(tokens), *self.config.jitter, generator, self.device)[:, None, None]
         length = tokens.norm(dim=2, keepdim=True) / tokens.shape[2]
         with layer_randomness(generator, self.device):
-            restored = self.network(tokens + noise.to(self.device) * length).float()
+            restored = self.network(tokens + noise * length).float()
         return F.mse_loss(restored, tokens)
 
     def score(self, slices: Slices, generator: torch.Generator) -> Tensor:

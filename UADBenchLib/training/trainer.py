@@ -243,7 +243,7 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         with autocast(self.device):
-            loss = self.loss(_slices(self.sampler, self.group.share(indices)), draws)
+            loss = self.loss(_slices(self.sampler, self.group.share(indices)).to(self.device), draws)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), schedule.clip)
