@@ -26,6 +26,7 @@ SHEAR_LIMIT = 0.0175
 """Largest cosine between two voxel axes for which nearest orthogonal axes may stand in (1 degree)."""
 
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_TIE = 1e-4  # voxels by which a point counts as further on, so that rounding does not choose between two nearest voxels
 _PARALLEL_FROM = 1_000_000  # voxels; below this, starting threads costs more than it saves
 
 
@@ -236,7 +237,8 @@ def resample(
     target_affine : numpy.ndarray
         Shape (4, 4), target voxel index to RAS millimetres.
     order : {0, 1}
-        0 takes the nearest voxel (labels), 1 interpolates linearly (intensities).
+        0 takes the nearest voxel (labels), of two that are equally near the one with the higher index; 1 interpolates
+        linearly (intensities).
     world : numpy.ndarray, optional
         Shape (4, 4), target RAS millimetres to source RAS millimetres; identity by default.
     antialias : bool
@@ -277,7 +279,7 @@ def _sample(source: np.ndarray, matrix: np.ndarray, result: np.ndarray, order: i
     from scipy import ndimage
 
     def fill(start: int, stop: int) -> None:
-        offset = matrix[:3, 3] + matrix[:3, 0] * start
+        offset = matrix[:3, 3] + matrix[:3, 0] * start + (_TIE if order == 0 else 0.0)
         part: Any = result[start:stop]
         # "grid-constant", since "constant" drops border voxels that rounding has moved outside by 1e-15
         ndimage.affine_transform(

@@ -196,6 +196,14 @@ class TestResample:
         got = geometry.resample(labels, oblique, (25, 25, 25), make_affine((1.0, 1.0, 1.0)), order=0)
         assert got.dtype == np.int16 and set(np.unique(got)) <= {0, 5, 90}
 
+    @pytest.mark.parametrize("degrees", [(7.0, -31.0, 13.0), (0.0, 0.0, 0.0), (44.0, 3.0, -80.0)])
+    def test_of_two_equally_near_voxels_the_higher_index_counts(self, degrees, make_affine):
+        labels = np.random.default_rng(0).integers(0, 9, (6, 5, 4)).astype(np.int16)
+        fine = make_affine((1.1, 0.9, 1.3), degrees=degrees)
+        shape = tuple(2 * size - 1 for size in labels.shape)  # every other centre lies between two voxels
+        got = geometry.resample(labels, fine @ np.diag([2.0, 2.0, 2.0, 1.0]), shape, fine, order=0)
+        np.testing.assert_array_equal(got, labels[np.ix_(*((np.arange(size) + 1) // 2 for size in shape))])
+
     def test_threads_change_nothing(self, oblique, make_affine, volume, monkeypatch):
         target = make_affine((1.0, 1.2, 1.1), degrees=(3.0, 30.0, 1.0))
         alone = geometry.resample(volume, oblique, (60, 50, 40), target, order=1)
