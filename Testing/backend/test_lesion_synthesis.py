@@ -331,6 +331,12 @@ class TestGrowth:
         with pytest.raises(InputError, match="LESION_NO_ROOM"):
             spread(speed, start, speed > 0, 9 * 15 * 15 + 1, np.ones(3))
 
+    def test_a_front_crosses_speeds_of_many_orders_of_magnitude(self) -> None:
+        speed = np.exp(np.random.default_rng(0).uniform(np.log(1e-20), 0, (24, 24, 24)))
+        start = np.zeros(speed.shape, dtype=bool)
+        start[12:14, 12:14, 12] = True
+        assert spread(speed, start, speed > 0, speed.size, np.array([0.9, 0.9, 4.0])).all()
+
     def test_fields_are_standard_and_the_same_on_any_grid(self) -> None:
         fine, coarse = np.diag([1.0, 1, 1, 1]), np.diag([-2.0, 2, 4, 1])
         coarse[0, 3] = 58

@@ -14,6 +14,9 @@ from UADBenchLib.errors import InputError
 
 NODES = 24
 """Edge of the periodic lattice on which random fields are drawn."""
+SLOWEST = 1e-6
+"""Least speed of a front, relative to the fastest: over more orders of magnitude its equation cannot be solved in
+double precision, and what is so slow is not reached anyway."""
 
 
 def random_field(
@@ -82,6 +85,7 @@ def _arrival(speed: np.ndarray, start: np.ndarray, allowed: np.ndarray, count: i
     """When the front arrives, at least for the first ``count`` allowed voxels; infinite for the others."""
     import SimpleITK as sitk
 
+    speed = np.where(speed > 0, np.maximum(speed, SLOWEST * speed.max(initial=0)), 0)
     image = sitk.GetImageFromArray(speed.astype(np.float32).T)
     image.SetSpacing(np.asarray(voxel_mm, dtype=float).tolist())
     marching = sitk.FastMarchingImageFilter()
