@@ -138,6 +138,11 @@ class TestNumbers:
         nothing = np.zeros(RECIPE.shape, dtype=bool)
         assert not reference.z(np.ones(RECIPE.shape, np.float32), nothing).any()
 
+    def test_maps_that_never_vary_give_no_reference(self) -> None:
+        constant = [replace(raw_map(seed), scores=np.zeros(RECIPE.shape, np.float32)) for seed in range(6)]
+        with pytest.raises(InputError, match="MAPS_CONSTANT"):
+            fit_reference(constant, RECIPE.voxel_mm)
+
     def test_the_reference_is_finite_and_positive_where_nobody_was_scored(self, reference: HealthyReference) -> None:
         assert np.isfinite(reference.mean).all() and np.isfinite(reference.spread).all()
         assert reference.spread.min() > 0

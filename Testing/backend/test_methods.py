@@ -272,9 +272,23 @@ class TestIntensityNorm:
             assert spread[deep].mean() == pytest.approx(float(images.std(dim=0, correction=0)[deep].mean()), rel=0.1)
 
     def test_what_too_few_brains_cover_is_not_scored(self) -> None:
-        method = create_method("intensity_norm", config=small_config("intensity_norm", "compact"))
-        method.fit(brain_slices(DEPTH, seed) for seed in range(4))
-        assert not method.score(brain_slices(DEPTH, 9), generator()).any()
+        config = small_config("intensity_norm", "compact") | {"coarse": 1}
+        method = create_method("intensity_norm", config=config)
+        brains = [brain_slices(DEPTH, seed) for seed in range(6)]
+        for brain in brains[:2]:
+            brain.masks[..., :40, :] = False
+        method.fit(brains)
+        scores = method.score(brain_slices(DEPTH, 9), generator())
+        assert not scores[..., :40, :].any() and scores[..., 40:, :].any()
+
+    def test_fewer_brains_than_that_all_have_to_cover_a_voxel(self) -> None:
+        config = small_config("intensity_norm", "compact") | {"coarse": 1}
+        method = create_method("intensity_norm", config=config)
+        brains = [brain_slices(DEPTH, seed) for seed in range(2)]
+        brains[0].masks[..., :40, :] = False
+        method.fit(brains)
+        scores = method.score(brain_slices(DEPTH, 9), generator())
+        assert not scores[..., :40, :].any() and scores[..., 40:, :].any()
 
     def test_slices_may_come_in_any_order(self) -> None:
         pieces = list(

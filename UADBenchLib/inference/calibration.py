@@ -86,7 +86,13 @@ def scan_level(scores: np.ndarray, scored: np.ndarray) -> float:
 
 
 def fit_reference(maps: Sequence[RawMap], voxel_mm: float) -> HealthyReference:
-    """Measure the healthy reference from raw maps; sites weigh the same, scans of a site share its weight."""
+    """Measure the healthy reference from raw maps; sites weigh the same, scans of a site share its weight.
+
+    Raises
+    ------
+    InputError
+        ``MAPS_CONSTANT`` when the scores do not vary.
+    """
     from scipy.ndimage import gaussian_filter
 
     sigma = SMOOTHING_MM / voxel_mm
@@ -106,6 +112,12 @@ def fit_reference(maps: Sequence[RawMap], voxel_mm: float) -> HealthyReference:
     )
     spread = np.sqrt(np.maximum(variance, 0))
     floor = float(np.quantile(spread[supported], FLOOR_QUANTILE))
+    if floor <= 0:
+        raise InputError(
+            "MAPS_CONSTANT",
+            "the maps of healthy scans are the same almost everywhere, so that nothing can be compared with them",
+            "train on more scans, or check the training loss",
+        )
     # Where no healthy scan was scored the reference knows nothing: typical mean, and the floor.
     mean = np.where(supported, mean, float(mean[supported].mean()))
     spread = np.where(supported, np.maximum(spread, floor), floor)
@@ -189,7 +201,7 @@ def calibrate(
     Raises
     ------
     InputError
-        ``COHORT_TOO_SMALL``; ``SUBJECTS_SHARED`` when a validation subject was trained on.
+        ``COHORT_TOO_SMALL``; ``SUBJECTS_SHARED`` when a validation subject was trained on; ``MAPS_CONSTANT``.
     """
     trained = load_bundle(bundle)
     metadata, recipe = trained.metadata, trained.recipe

@@ -23,7 +23,8 @@ class IntensityNormConfig:
     """Model grid (X, Y, Z), and the floor under the spread, in units of prepared intensity.
 
     ``coarse`` is the number of voxels along each axis of the model grid that share a mean and a spread;
-    ``minimum_count`` is the number of healthy brains that must cover a voxel before it is scored at all.
+    ``minimum_count`` is the number of healthy brains that must cover a voxel before it is scored at all; where there
+    are fewer, all of them.
     """
 
     shape: tuple[int, int, int] = (80, 96, 84)
@@ -77,7 +78,7 @@ class IntensityNorm(Method):
 
     def score(self, slices: Slices, generator: torch.Generator) -> Tensor:
         mean, spread, count = (self._fine(b, slices.positions) for b in (self.mean, self.spread, self.count))
-        known = (count >= self.config.minimum_count) & slices.masks
+        known = (count >= self.count.amax().clamp(max=self.config.minimum_count)) & slices.masks
         return (slices.images - mean).abs() / spread.clamp(min=self.config.floor) * known
 
     def reconstruct(self, slices: Slices, generator: torch.Generator) -> Tensor:
