@@ -5,7 +5,7 @@ SCENE_VENV := .venv-scene
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-backend test-scene test-slow lint cohorts models models-t1w models-t2w models-flair brain-extraction measure slicer-pictures clean
+.PHONY: demo test test-backend test-scene test-slow lint cohorts models models-t1w models-t2w models-flair brain-extraction measure study slicer-pictures clean
 
 demo: $(VENV)/ready
 	$(BIN)/uadbench demo --out uadbench-demo
@@ -42,9 +42,14 @@ cohorts: $(VENV)/ready
 	$(UADBENCH) synthesise --maps $(COHORTS)/maps/test --healthy 8 --lesions 16 --seed 3 --plan Resources/Splits/test.yaml --out $(COHORTS)/test
 	$(UADBENCH) synthesise --scans Resources/Splits/t1w.csv --data $(DATA) --split test --lesions 24 --seed 5 --out $(COHORTS)/t1w-lesions
 
+# Steps of the shipped bundles, METHOD-contrast, where they are not the preset's: what a GPU took in three minutes.
+STEPS := ssl_backbone-t1w:1300 ssl_backbone-t2w:1300 uniad-t1w:2200 uniad-t2w:2200 fae-t1w:5600 fae-t2w:4200 \
+  denoising_autoencoder-t1w:6600 denoising_autoencoder-t2w:6800 itermask2-t1w:3300 itermask2-t2w:3200 andi-t1w:3800 andi-t2w:4100
+steps = $(patsubst $(1):%,--steps %,$(filter $(1):%,$(STEPS)))
+
 # $(call bundle,METHOD,contrast,Contrast,training cohort,validation cohort)
 define bundle
-	$(UADBENCH) train $(1) --cohort $(4) --contrast $(3) --preset compact --seed 0 --licence Apache-2.0 --resume --out Resources/Models/$(call lower,$(1))-$(2)-compact
+	$(UADBENCH) train $(1) --cohort $(4) --contrast $(3) --preset compact $(call steps,$(1)-$(2)) --seed 0 --licence Apache-2.0 --resume --out Resources/Models/$(call lower,$(1))-$(2)-compact
 	$(UADBENCH) calibrate Resources/Models/$(call lower,$(1))-$(2)-compact --healthy $(5)
 
 endef
@@ -70,6 +75,15 @@ measure: $(VENV)/ready $(SCENE_VENV)/ready
 	$(BIN)/python Testing/draw_methods.py
 	$(BIN)/python Testing/measure_heads.py --data $(DATA) --maps $(MAPS) --out docs/figures
 	$(SCENE_VENV)/bin/python Testing/measure_scene.py --out docs/figures/scene.csv
+
+# A cohort of scans of nobody with two planted effects, benchmark, bias and report: see docs/benchmark.md.
+STUDY_MODELS := disyre-t2w-compact,denoising-autoencoder-t2w-compact,patchcore-t2w-compact,intensity-norm-t2w-compact,uniad-t2w-compact
+
+study: $(VENV)/ready
+	$(UADBENCH) synthesise --maps $(COHORTS)/maps/test --healthy 32 --lesions 36 --seed 21 --plan Resources/Splits/study.yaml --out $(COHORTS)/study
+	$(UADBENCH) benchmark $(COHORTS)/study --models $(STUDY_MODELS) --out $(COHORTS)/study-run
+	$(UADBENCH) bias $(COHORTS)/study-run
+	$(UADBENCH) report $(COHORTS)/study-run --cohort $(COHORTS)/study
 
 # Pictures of the Slicer module, from the sample that it carries.
 SAMPLE := UADBench/Resources/SampleData/UADBenchSample

@@ -1,5 +1,5 @@
 """Measure what ANDi's noise levels are worth: ``andi_levels.csv`` has average precision of the raw map and seconds a
-scan for several numbers of levels, on tumours put into healthy validation scans."""
+scan for several numbers of levels, on tumours put into healthy test scans."""
 
 from __future__ import annotations
 

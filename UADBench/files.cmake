@@ -178,6 +178,22 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/BrainExtraction/configs/metadata.json
   Resources/BrainExtraction/docs/README.md
   Resources/BrainExtraction/models/model.safetensors
+  Resources/Models/andi-t1w-compact/LICENSE
+  Resources/Models/andi-t1w-compact/configs/inference.json
+  Resources/Models/andi-t1w-compact/configs/metadata.json
+  Resources/Models/andi-t1w-compact/docs/README.md
+  Resources/Models/andi-t1w-compact/docs/loss.csv
+  Resources/Models/andi-t1w-compact/docs/loss.png
+  Resources/Models/andi-t1w-compact/models/model.safetensors
+  Resources/Models/andi-t1w-compact/models/reference.safetensors
+  Resources/Models/andi-t2w-compact/LICENSE
+  Resources/Models/andi-t2w-compact/configs/inference.json
+  Resources/Models/andi-t2w-compact/configs/metadata.json
+  Resources/Models/andi-t2w-compact/docs/README.md
+  Resources/Models/andi-t2w-compact/docs/loss.csv
+  Resources/Models/andi-t2w-compact/docs/loss.png
+  Resources/Models/andi-t2w-compact/models/model.safetensors
+  Resources/Models/andi-t2w-compact/models/reference.safetensors
   Resources/Models/context-vae-t1w-compact/LICENSE
   Resources/Models/context-vae-t1w-compact/configs/inference.json
   Resources/Models/context-vae-t1w-compact/configs/metadata.json
@@ -194,13 +210,30 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/Models/context-vae-t2w-compact/docs/loss.png
   Resources/Models/context-vae-t2w-compact/models/model.safetensors
   Resources/Models/context-vae-t2w-compact/models/reference.safetensors
+  Resources/Models/denoising-autoencoder-flair-compact/LICENSE
+  Resources/Models/denoising-autoencoder-flair-compact/configs/inference.json
+  Resources/Models/denoising-autoencoder-flair-compact/configs/metadata.json
+  Resources/Models/denoising-autoencoder-flair-compact/docs/README.md
+  Resources/Models/denoising-autoencoder-flair-compact/docs/loss.csv
+  Resources/Models/denoising-autoencoder-flair-compact/docs/loss.png
+  Resources/Models/denoising-autoencoder-flair-compact/models/model.safetensors
+  Resources/Models/denoising-autoencoder-flair-compact/models/reference.safetensors
   Resources/Models/denoising-autoencoder-t1w-compact/LICENSE
   Resources/Models/denoising-autoencoder-t1w-compact/configs/inference.json
   Resources/Models/denoising-autoencoder-t1w-compact/configs/metadata.json
   Resources/Models/denoising-autoencoder-t1w-compact/docs/README.md
   Resources/Models/denoising-autoencoder-t1w-compact/docs/loss.csv
+  Resources/Models/denoising-autoencoder-t1w-compact/docs/loss.png
   Resources/Models/denoising-autoencoder-t1w-compact/models/model.safetensors
   Resources/Models/denoising-autoencoder-t1w-compact/models/reference.safetensors
+  Resources/Models/denoising-autoencoder-t2w-compact/LICENSE
+  Resources/Models/denoising-autoencoder-t2w-compact/configs/inference.json
+  Resources/Models/denoising-autoencoder-t2w-compact/configs/metadata.json
+  Resources/Models/denoising-autoencoder-t2w-compact/docs/README.md
+  Resources/Models/denoising-autoencoder-t2w-compact/docs/loss.csv
+  Resources/Models/denoising-autoencoder-t2w-compact/docs/loss.png
+  Resources/Models/denoising-autoencoder-t2w-compact/models/model.safetensors
+  Resources/Models/denoising-autoencoder-t2w-compact/models/reference.safetensors
   Resources/Models/disyre-flair-compact/LICENSE
   Resources/Models/disyre-flair-compact/configs/inference.json
   Resources/Models/disyre-flair-compact/configs/metadata.json
@@ -224,6 +257,22 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/Models/disyre-t2w-compact/docs/loss.png
   Resources/Models/disyre-t2w-compact/models/model.safetensors
   Resources/Models/disyre-t2w-compact/models/reference.safetensors
+  Resources/Models/fae-t1w-compact/LICENSE
+  Resources/Models/fae-t1w-compact/configs/inference.json
+  Resources/Models/fae-t1w-compact/configs/metadata.json
+  Resources/Models/fae-t1w-compact/docs/README.md
+  Resources/Models/fae-t1w-compact/docs/loss.csv
+  Resources/Models/fae-t1w-compact/docs/loss.png
+  Resources/Models/fae-t1w-compact/models/model.safetensors
+  Resources/Models/fae-t1w-compact/models/reference.safetensors
+  Resources/Models/fae-t2w-compact/LICENSE
+  Resources/Models/fae-t2w-compact/configs/inference.json
+  Resources/Models/fae-t2w-compact/configs/metadata.json
+  Resources/Models/fae-t2w-compact/docs/README.md
+  Resources/Models/fae-t2w-compact/docs/loss.csv
+  Resources/Models/fae-t2w-compact/docs/loss.png
+  Resources/Models/fae-t2w-compact/models/model.safetensors
+  Resources/Models/fae-t2w-compact/models/reference.safetensors
   Resources/Models/intensity-norm-flair-compact/LICENSE
   Resources/Models/intensity-norm-flair-compact/configs/inference.json
   Resources/Models/intensity-norm-flair-compact/configs/metadata.json
@@ -242,12 +291,34 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/Models/intensity-norm-t2w-compact/docs/README.md
   Resources/Models/intensity-norm-t2w-compact/models/model.safetensors
   Resources/Models/intensity-norm-t2w-compact/models/reference.safetensors
+  Resources/Models/itermask2-t1w-compact/LICENSE
+  Resources/Models/itermask2-t1w-compact/configs/inference.json
+  Resources/Models/itermask2-t1w-compact/configs/metadata.json
+  Resources/Models/itermask2-t1w-compact/docs/README.md
+  Resources/Models/itermask2-t1w-compact/docs/loss.csv
+  Resources/Models/itermask2-t1w-compact/docs/loss.png
+  Resources/Models/itermask2-t1w-compact/models/model.safetensors
+  Resources/Models/itermask2-t1w-compact/models/reference.safetensors
+  Resources/Models/itermask2-t2w-compact/LICENSE
+  Resources/Models/itermask2-t2w-compact/configs/inference.json
+  Resources/Models/itermask2-t2w-compact/configs/metadata.json
+  Resources/Models/itermask2-t2w-compact/docs/README.md
+  Resources/Models/itermask2-t2w-compact/docs/loss.csv
+  Resources/Models/itermask2-t2w-compact/docs/loss.png
+  Resources/Models/itermask2-t2w-compact/models/model.safetensors
+  Resources/Models/itermask2-t2w-compact/models/reference.safetensors
   Resources/Models/patchcore-t1w-compact/LICENSE
   Resources/Models/patchcore-t1w-compact/configs/inference.json
   Resources/Models/patchcore-t1w-compact/configs/metadata.json
   Resources/Models/patchcore-t1w-compact/docs/README.md
   Resources/Models/patchcore-t1w-compact/models/model.safetensors
   Resources/Models/patchcore-t1w-compact/models/reference.safetensors
+  Resources/Models/patchcore-t2w-compact/LICENSE
+  Resources/Models/patchcore-t2w-compact/configs/inference.json
+  Resources/Models/patchcore-t2w-compact/configs/metadata.json
+  Resources/Models/patchcore-t2w-compact/docs/README.md
+  Resources/Models/patchcore-t2w-compact/models/model.safetensors
+  Resources/Models/patchcore-t2w-compact/models/reference.safetensors
   Resources/Models/ssl-backbone-t1w-compact/LICENSE
   Resources/Models/ssl-backbone-t1w-compact/configs/inference.json
   Resources/Models/ssl-backbone-t1w-compact/configs/metadata.json
@@ -256,6 +327,30 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/Models/ssl-backbone-t1w-compact/docs/loss.png
   Resources/Models/ssl-backbone-t1w-compact/models/model.safetensors
   Resources/Models/ssl-backbone-t1w-compact/models/reference.safetensors
+  Resources/Models/ssl-backbone-t2w-compact/LICENSE
+  Resources/Models/ssl-backbone-t2w-compact/configs/inference.json
+  Resources/Models/ssl-backbone-t2w-compact/configs/metadata.json
+  Resources/Models/ssl-backbone-t2w-compact/docs/README.md
+  Resources/Models/ssl-backbone-t2w-compact/docs/loss.csv
+  Resources/Models/ssl-backbone-t2w-compact/docs/loss.png
+  Resources/Models/ssl-backbone-t2w-compact/models/model.safetensors
+  Resources/Models/ssl-backbone-t2w-compact/models/reference.safetensors
+  Resources/Models/uniad-t1w-compact/LICENSE
+  Resources/Models/uniad-t1w-compact/configs/inference.json
+  Resources/Models/uniad-t1w-compact/configs/metadata.json
+  Resources/Models/uniad-t1w-compact/docs/README.md
+  Resources/Models/uniad-t1w-compact/docs/loss.csv
+  Resources/Models/uniad-t1w-compact/docs/loss.png
+  Resources/Models/uniad-t1w-compact/models/model.safetensors
+  Resources/Models/uniad-t1w-compact/models/reference.safetensors
+  Resources/Models/uniad-t2w-compact/LICENSE
+  Resources/Models/uniad-t2w-compact/configs/inference.json
+  Resources/Models/uniad-t2w-compact/configs/metadata.json
+  Resources/Models/uniad-t2w-compact/docs/README.md
+  Resources/Models/uniad-t2w-compact/docs/loss.csv
+  Resources/Models/uniad-t2w-compact/docs/loss.png
+  Resources/Models/uniad-t2w-compact/models/model.safetensors
+  Resources/Models/uniad-t2w-compact/models/reference.safetensors
   Resources/Synthesis/lesion_places.json
   Resources/Synthesis/lesion_places.safetensors
   UADBenchLib/reports/templates/base.html.j2
