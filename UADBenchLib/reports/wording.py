@@ -67,7 +67,8 @@ def _odds(effects: Sequence[Row]) -> list[tuple[str, str]]:
     """The odds ratio of a slope or of two groups, or of the groups that stand out most; each with its interval."""
 
     def ratio(value: float) -> str:
-        return f"{np.exp(np.clip(value, -20, 20)):.2f}"
+        odds = np.exp(np.clip(value, -20, 20))
+        return "> 1000" if odds > 1000 else "< 0.01" if odds < 0.01 else f"{odds:.2f}"
 
     texts = []
     for effect in effects if len(effects) == 1 else (effects[0], effects[-1]):
