@@ -68,7 +68,7 @@ def _odds(effects: Sequence[Row]) -> list[tuple[str, str]]:
 
     def ratio(value: float) -> str:
         odds = np.exp(np.clip(value, -20, 20))
-        return "> 1000" if odds > 1000 else "< 0.01" if odds < 0.01 else f"{odds:.2f}"
+        return ">1000" if odds > 1000 else "<0.01" if odds < 0.01 else f"{odds:.2f}"
 
     texts = []
     for effect in effects if len(effects) == 1 else (effects[0], effects[-1]):
