@@ -5,7 +5,7 @@ SCENE_VENV := .venv-scene
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-backend test-scene test-slow lint cohorts models models-t1w models-t2w models-flair brain-extraction measure study slicer-pictures clean
+.PHONY: demo test test-backend test-scene test-slow lint cohorts models models-t1w models-t2w models-flair brain-extraction measure study scaling slicer-pictures clean
 
 demo: $(VENV)/ready
 	$(BIN)/uadbench demo --out uadbench-demo
@@ -84,6 +84,11 @@ study: $(VENV)/ready
 	$(UADBENCH) benchmark $(COHORTS)/study --models $(STUDY_MODELS) --out $(COHORTS)/study-run
 	$(UADBENCH) bias $(COHORTS)/study-run
 	$(UADBENCH) report $(COHORTS)/study-run --cohort $(COHORTS)/study
+
+# How many healthy people the baseline needs: see docs/bias.md.
+scaling: $(VENV)/ready
+	$(BIN)/python Testing/join_cohorts.py --cohorts $(COHORTS) --contrast T2w --out $(COHORTS)/t2w.csv
+	$(UADBENCH) scaling intensity_norm --cohort $(COHORTS)/t2w.csv --contrast T2w --seeds 2 --out $(COHORTS)/growth
 
 # Pictures of the Slicer module, from the sample that it carries.
 SAMPLE := UADBench/Resources/SampleData/UADBenchSample

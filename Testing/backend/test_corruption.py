@@ -139,6 +139,41 @@ class TestAugmentation:
             replace(neutral(3), gamma=torch.ones(2))
 
 
+class TestPick:
+    def test_indices_come_as_often_as_they_weigh(self) -> None:
+        weights = torch.tensor([[0.0, 1.0, 3.0, 0.0], [2.0, 0.0, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
+        picked = augmentation.pick(weights, 8_000, torch.Generator().manual_seed(0))
+        shares = torch.stack([(picked == index).float().mean(dim=1) for index in range(4)], dim=1)
+        expected = torch.tensor([[0.0, 0.25, 0.75, 0.0], [0.5, 0.0, 0.0, 0.5], [1.0, 0.0, 0.0, 0.0]])
+        torch.testing.assert_close(shares, expected, atol=0.02, rtol=0)
+        assert not shares[expected == 0].any()
+
+    def test_the_largest_number_gives_the_last_index_with_a_weight(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(augmentation, "uniform", lambda count, *_: torch.full((count,), 1 - 2.0**-24))
+        weights = torch.rand(1_000, 3, generator=generator()) * 10 + 0.1
+        weights = torch.cat([weights, torch.zeros(1_000, 2)], dim=1)
+        assert (augmentation.pick(weights, 2, generator()) == 2).all()
+
+
+def test_mixed_precision_reaches_the_network_alone() -> None:
+    """Whatever training computes in, slices are augmented and corrupted in full precision."""
+
+    def everything() -> list[torch.Tensor]:
+        slices, generator = brain_slices(4), torch.Generator().manual_seed(5)
+        images, masks = augmentation.apply(augmentation.draw(4, generator), slices.images, slices.masks)
+        shape = draw_shapes(masks, generator, ShapeRange())
+        textured, _ = foreign_texture(images, shape, generator)
+        biased, _ = intensity_bias(textured, shape, generator, torch.linspace(0.1, 0.9, 5))
+        noise = coarse_noise(images, masks, generator, grids=(6, 10), sigma=(0.1, 0.3))
+        return [images, biased, noise, pyramid_noise(images.shape, generator), inpainting_masks(masks, generator, 2.0)]
+
+    plain = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = everything()
+    for expected, got in zip(plain, mixed, strict=True):
+        assert got.dtype == expected.dtype and torch.equal(got, expected)
+
+
 class TestCoarseNoise:
     @given(SEEDS)
     @few

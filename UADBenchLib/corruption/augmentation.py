@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-REACH = 2
-"""Pixels that the blur reaches, its standard deviation being below one."""
+from UADBenchLib.networks.similarity import full_precision
 
 
 def uniform(
@@ -36,6 +35,7 @@ def pick(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Indices (N, count), on the weights' device, drawn with replacement from each row of weights (N, P) by them; a row
     without any weight gives index 0."""
     reached = weights.cumsum(dim=1)
+    # The product stays below the whole also in single precision, so that no index lies beyond the last weight.
     wanted = uniform(len(weights) * count, 0, 1, generator, weights.device).reshape(-1, count) * reached[:, -1:]
     return torch.searchsorted(reached, wanted, right=True) * (reached[:, -1:] > 0)
 
@@ -88,7 +88,11 @@ def draw(count: int, generator: torch.Generator) -> Augmentation:
 
 def apply(augmentation: Augmentation, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Apply to images (N, 1, X, Y) and masks (N, 1, X, Y, bool); zero stays outside the brain."""
-    augmentation = augmentation.to(images.device)
+    with full_precision(images.device):  # coordinates would be rounded by up to a tenth of a pixel
+        return _apply(augmentation.to(images.device), images, masks)
+
+
+def _apply(augmentation: Augmentation, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     images, masks = _move(augmentation, images, masks)
 
     def per_slice(values: Tensor) -> Tensor:
@@ -111,16 +115,11 @@ def _move(augmentation: Augmentation, images: Tensor, masks: Tensor) -> tuple[Te
     # Normalised coordinates are not square: a rotation has to know the slice's aspect.
     ratio = height / width
     flip = torch.where(augmentation.mirror, -1.0, 1.0)
-    y, x = (((2 * torch.arange(size, device=angle.device) + 1) / size - 1) for size in (height, width))
-    y, x = y[:, None] / augmentation.size[:, None, None], x[None] / augmentation.size[:, None, None]
-
-    def times(values: Tensor) -> Tensor:
-        return values[:, None, None]
-
-    # Written out: as a product of matrices it would be computed in half precision wherever training is.
-    grid = torch.stack(
-        [times(cos) * x + times(sin * ratio * flip) * y, times(-sin / ratio) * x + times(cos * flip) * y], dim=-1
-    )
+    theta = torch.zeros(len(angle), 2, 3, device=angle.device)
+    theta[:, 0, 0], theta[:, 0, 1] = cos, sin * ratio * flip
+    theta[:, 1, 0], theta[:, 1, 1] = -sin / ratio, cos * flip
+    theta[:, :, :2] /= augmentation.size[:, None, None]
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     both = F.grid_sample(torch.cat([images, masks.to(images.dtype)], 1), grid, align_corners=False)
     moved_masks = both[:, 1:] > 0.5
     return both[:, :1] / both[:, 1:].clamp(min=0.5) * moved_masks, moved_masks
@@ -128,15 +127,14 @@ def _move(augmentation: Augmentation, images: Tensor, masks: Tensor) -> tuple[Te
 
 def _blur(images: Tensor, masks: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of each slice by its own sigma (pixels; 0 leaves it alone), normalised at the brain's edge."""
-    offsets = torch.arange(-REACH, REACH + 1, dtype=images.dtype, device=images.device)
+    offsets = torch.arange(-2, 3, dtype=images.dtype, device=images.device)
     weights = torch.exp(-(offsets[None] ** 2) / (2 * sigma.clamp(min=1e-2)[:, None] ** 2))
     weights = weights / weights.sum(dim=1, keepdim=True)
+    count = images.shape[0]
 
     def smooth(values: Tensor) -> Tensor:
-        # Sums of shifted slices: a convolution would be computed in half precision wherever training is.
-        for axis, padding in ((2, (0, 0, REACH, REACH)), (3, (REACH, REACH, 0, 0))):
-            size, padded = values.shape[axis], F.pad(values, padding)
-            values = sum(weights[:, k, None, None, None] * padded.narrow(axis, k, size) for k in range(2 * REACH + 1))
-        return values
+        values = values.transpose(0, 1)
+        values = F.conv2d(values, weights[:, None, :, None], padding=(2, 0), groups=count)
+        return F.conv2d(values, weights[:, None, None, :], padding=(0, 2), groups=count).transpose(0, 1)
 
     return smooth(images) / smooth(masks.to(images.dtype)).clamp(min=0.05) * masks
