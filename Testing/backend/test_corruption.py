@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from UADBenchLib.corruption import anomalies, augmentation
-from UADBenchLib.corruption.anomalies import ShapeRange, draw_shapes, foreign_texture, intensity_bias, tissue_levels
+from UADBenchLib.corruption.anomalies import (
+    ShapeRange,
+    draw_shapes,
+    foreign_texture,
+    intensity_bias,
+    tissue_levels,
+    with_anomalies,
+)
 from UADBenchLib.corruption.coarse_noise import coarse_noise
 from UADBenchLib.corruption.inpainting import inpainting_masks
 from UADBenchLib.corruption.noise import pyramid_noise, slice_noise
@@ -284,6 +291,29 @@ class TestForeignTexture:
         shape = draw_shapes(slices.masks, generator(), ShapeRange())
         changed, _ = foreign_texture(slices.images, shape, generator())
         assert torch.isfinite(changed).all()
+
+
+class TestWithAnomalies:
+    @given(SEEDS)
+    @few
+    def test_replayable_in_range_and_in_the_brain(self, seed: int) -> None:
+        slices = brain_slices(4)
+        first, second = (with_anomalies(slices.images, slices.masks, generator(seed)) for _ in range(2))
+        assert torch.equal(first, second)
+        assert first.min() >= 0 and first.max() <= 1.5 and not first[~slices.masks].any()
+
+    def test_a_share_stays_clean(self) -> None:
+        slices = brain_slices(100)
+        for clean in (0.0, 0.2, 1.0):
+            spoiled = with_anomalies(slices.images, slices.masks, generator(), clean=clean)
+            same = (spoiled == slices.images).flatten(1).all(dim=1)[slices.masks.flatten(1).any(dim=1)]
+            assert abs(float(same.float().mean()) - clean) <= 0.1
+
+    def test_an_empty_slice_stays_empty(self) -> None:
+        slices = brain_slices(2)
+        images, masks = slices.images.clone(), slices.masks.clone()
+        images[0], masks[0] = 0, False
+        assert not with_anomalies(images, masks, generator())[0].any()
 
 
 class TestIntensityBias:

@@ -14,6 +14,7 @@ import torch
 from builders import brain_slices, make_bundle
 
 from UADBenchLib.bundles.bundle import LARGEST_WEIGHTS, load_bundle, save_bundle
+from UADBenchLib.corruption.anomalies import with_anomalies
 from UADBenchLib.errors import InputError
 from UADBenchLib.methods.base import Method, Slices, scan_score
 from UADBenchLib.methods.context_vae import paint_squares
@@ -485,6 +486,27 @@ class TestRiad:
         method._stitched = lambda images, cell, generator: images
         assert method.score(made, generator()).max() < 1e-5
 
+    def test_the_healthy_slice_is_what_training_asks_for(self) -> None:
+        made, shown = brain_slices(4), []
+        for restore in (True, False):
+            method = create_method("riad", config={"augment": False, "restore": restore})
+
+            def stitched(images: torch.Tensor, cell: int, generator: torch.Generator) -> torch.Tensor:
+                shown.append(images)
+                return made.images
+
+            method._stitched = stitched
+            assert float(method.training_loss(made, generator())) < 1e-4
+        assert not torch.equal(shown[0], made.images) and torch.equal(shown[1], made.images)
+
+    def test_an_even_difference_is_scored_by_the_residual_alone(self) -> None:
+        made = brain_slices(2)
+        for weight in (0.0, 4.0):
+            method = create_method("riad", config={"residual": weight, "smoothing": 1})
+            method._stitched = lambda images, cell, generator: images - 0.3
+            scores = method.score(made, generator())[made.masks]
+            torch.testing.assert_close(scores, torch.full_like(scores, 0.3 * weight), rtol=0, atol=1e-3)
+
     def test_published_weights_favour_large_squares(self) -> None:
         weighted, plain = (create_method("riad", config={"published_weights": value}) for value in (True, False))
         for method in (weighted, plain):
@@ -640,6 +662,23 @@ class TestPatchCore:
         assert method._describe(made).shape == (2 * 40 * 48, 40)
 
 
+@pytest.mark.parametrize("name", ["fae", "reverse_distillation", "uniad"])
+class TestRestoredFeatures:
+    def test_anomalies_are_shown_and_healthy_features_asked_for(self, name: str) -> None:
+        method, made = create_method(name, config={"augment": False}), brain_slices(4)
+        shown, wanted = method.training_maps(made, generator())
+        spoiled = replace(made, images=with_anomalies(made.images, made.masks, generator()))
+        assert not torch.equal(spoiled.images, made.images)
+        for values, maps in ((shown, method.maps(spoiled)), (wanted, method.maps(made))):
+            assert all(torch.equal(value, map_) for value, map_ in zip(values, maps, strict=True))
+
+    def test_the_published_preset_asks_for_what_it_shows(self, name: str) -> None:
+        assert not method_class(name).presets["paper"].config.restore
+        method = create_method(name, config={"restore": False})
+        shown, wanted = method.training_maps(brain_slices(2), generator())
+        assert shown is wanted
+
+
 class TestUniad:
     def test_a_token_does_not_see_its_neighbourhood(self) -> None:
         hidden = neighbours((5, 6), 3)
@@ -666,7 +705,7 @@ class TestUniad:
 
 class TestReverseDistillation:
     def test_a_student_that_agrees_scores_nothing(self) -> None:
-        method, made = create_method("reverse_distillation"), brain_slices(2)
+        method, made = create_method("reverse_distillation", config={"restore": False}), brain_slices(2)
         method.fit([made])
         method._student = lambda maps: maps
         assert method.score(made, generator()).max() < 1e-4

@@ -28,6 +28,22 @@ class ShapeRange:
     softness: tuple[float, float] = (0.05, 0.6)
 
 
+LEVELS = 5
+"""Tissues that ``with_anomalies`` tells apart, evenly by intensity."""
+
+
+def with_anomalies(images: Tensor, masks: Tensor, generator: torch.Generator, clean: float = 0.2) -> Tensor:
+    """Return slices (N, 1, X, Y) with anomalies of every size, texture and strength; a share ``clean`` of them stays as
+    it is."""
+    shape = draw_shapes(masks, generator, ShapeRange())
+    if clean:
+        dirty = uniform(len(images), 0, 1, generator, images.device) >= clean
+        shape = shape * dirty[:, None, None, None]
+    textured, _ = foreign_texture(images, shape, generator)
+    levels = torch.linspace(0.1, 0.9, LEVELS, device=images.device)
+    return intensity_bias(textured, shape, generator, levels)[0] * masks
+
+
 def draw_shapes(masks: Tensor, generator: torch.Generator, shapes: ShapeRange) -> Tensor:
     """Return soft masks (N, 1, X, Y) in [0, 1] within ``masks``; one to ``shapes.most`` shapes a slice."""
     count = len(masks)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from UADBenchLib.corruption import augmentation
+from UADBenchLib.corruption.anomalies import with_anomalies
 from UADBenchLib.methods.base import Method, Slices
 from UADBenchLib.methods.frame import Frame
 from UADBenchLib.networks.backbones import Backbone
@@ -36,6 +37,10 @@ class FeatureConfig:
         See ``Backbone``.
     size, scale : int
         See ``Frame``.
+    restore : bool
+        Train on slices with synthetic anomalies and ask for the features of the healthy ones, as the student of DeSTSeg
+        is taught (Zhang et al. 2023, arXiv 2211.11317); otherwise features in are features out, as published. For
+        methods that are trained.
     """
 
     architecture: str = "b32"
@@ -46,6 +51,7 @@ class FeatureConfig:
     size: int = 0
     scale: int = 1
     augment: bool = True
+    restore: bool = True
 
 
 class FeatureMethod(Method):
@@ -87,12 +93,17 @@ class FeatureMethod(Method):
         images, _ = self.frame.enter(slices.images, slices.masks)
         return self.backbone(images.to(self.device))
 
-    def augmented_maps(self, slices: Slices, generator: torch.Generator) -> list[Tensor]:
-        """The same of augmented slices, where the configuration wants that."""
+    def training_maps(self, slices: Slices, generator: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
+        """The maps that training shows, and those that it asks for; of augmented slices, and different ones, where the
+        configuration wants that."""
         if self.config.augment:
             drawn = augmentation.draw(len(slices), generator)
             slices = Slices(*augmentation.apply(drawn, slices.images, slices.masks), slices.positions)
-        return self.maps(slices)
+        wanted = self.maps(slices)
+        if not self.config.restore:
+            return wanted, wanted
+        spoiled = with_anomalies(slices.images, slices.masks, generator)
+        return self.maps(Slices(spoiled, slices.masks, slices.positions)), wanted
 
     def to_grid(self, values: Tensor, slices: Slices, *, align_corners: bool = True) -> Tensor:
         """Enlarge values (N, 1, h, w) on a feature grid to the slices' grid; zero outside the brain."""

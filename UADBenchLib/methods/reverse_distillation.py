@@ -4,7 +4,8 @@ A frozen backbone, the teacher, turns a slice into feature maps; a bottleneck fu
 decoder, the student, grows the teacher's maps out of the code again. What healthy slices never showed does not pass the
 bottleneck, so teacher and student disagree there: the score is one minus the cosine of their features, summed over
 maps. The published loss compares whole maps as one long vector each; the compact preset adds the loss place by place,
-which is what is scored.
+which is what is scored, and shows the student slices with synthetic anomalies, since a code that is small enough to
+stop a lesion would stop the anatomy too.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ PAPER = ReverseDistillationConfig(
     size=224,
     scale=2,
     augment=False,
+    restore=False,
     code=2048,
     fuse_blocks=3,
     blocks=(3, 4, 6),
@@ -93,9 +95,9 @@ class ReverseDistillation(FeatureMethod):
         return [answer(part).float() for answer, part in zip(self.answer, grown, strict=True)]
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
-        maps = self.augmented_maps(slices, generator)
+        shown, wanted = self.training_maps(slices, generator)
         loss = torch.zeros((), device=self.device)
-        for taught, learnt in zip(maps, self._student(maps), strict=True):
+        for taught, learnt in zip(wanted, self._student(shown), strict=True):
             loss = loss + (1 - F.cosine_similarity(taught.flatten(1), learnt.flatten(1))).mean()
             if self.config.by_place:
                 loss = loss + self.config.by_place * (1 - F.cosine_similarity(taught, learnt)).mean()

@@ -2,9 +2,11 @@
 
 A slice is cut into squares, the squares are split at random into a few sets, each set is inpainted from all the others,
 and the inpainted parts are stitched together: every pixel is predicted without being seen. Slice and stitched slice are
-compared by the similarity of their gradients at several scales, for several sizes of squares. The compact preset scores
-the mean over sizes, smoothed; the published score weighs sizes by their number of cells and subtracts the least value
-of what is scored together, which the paper preset does on request only, since it makes scans incomparable.
+compared by the similarity of their gradients at several scales, for several sizes of squares. The compact preset learns
+to inpaint healthy tissue also from what is abnormal, and scores the mean over sizes of gradients and plain difference
+together, smoothed: inside of an even lesion there is no gradient. The published score weighs sizes by their number of
+cells and subtracts the least value of what is scored together, which the paper preset does on request only, since it
+makes scans incomparable.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from UADBenchLib.corruption import augmentation
+from UADBenchLib.corruption.anomalies import with_anomalies
 from UADBenchLib.methods.base import Method, Preset, Schedule, Slices, layer_randomness, published
 from UADBenchLib.methods.frame import Frame
 from UADBenchLib.networks.diffusion_unet import DiffusionUNet, DiffusionUNetSettings
@@ -37,6 +40,11 @@ class RiadConfig:
         Sets that the squares are split into.
     smoothing : int
         Side of the mean filter over the score, in pixels of the model grid; 1 leaves it out.
+    restore : bool
+        Train on slices with synthetic anomalies and ask for the healthy ones: squares are inpainted from what may be
+        abnormal itself.
+    residual : float
+        Weight of the absolute difference in the score; 0 as published, which leaves even lesions out but for their rim.
     published_weights : bool
         Divide the score of each size by its number of cells.
     subtract_minimum : bool
@@ -54,6 +62,8 @@ class RiadConfig:
     sets: int = 4
     smoothing: int = 5
     augment: bool = True
+    restore: bool = True
+    residual: float = 1.0
     published_weights: bool = False
     subtract_minimum: bool = False
     causal: bool = False
@@ -69,12 +79,15 @@ PAPER = RiadConfig(
     sets=5,
     smoothing=1,
     augment=False,
+    restore=False,
+    residual=0.0,
     published_weights=True,
 )
 
 
 class Riad(Method):
-    """Score: dissimilarity of the gradients of a slice and of its inpainted self, over scales and sizes of squares."""
+    """Score: dissimilarity of a slice and its inpainted self, in gradients over scales and in intensity, over sizes of
+    squares."""
 
     name = "riad"
     paper = "Zavrtanik et al. 2021, doi:10.1016/j.patcog.2020.107706"
@@ -103,10 +116,11 @@ class Riad(Method):
         images, masks = slices.images, slices.masks
         if self.config.augment:
             images, masks = augmentation.apply(augmentation.draw(len(slices), generator), images, masks)
-        images = self.frame.enter(images, masks)[0]
+        images, masks = self.frame.enter(images, masks)
+        shown = with_anomalies(images, masks, generator) if self.config.restore else images
         cell = self.config.cells[int(torch.randint(len(self.config.cells), (1,), generator=generator))]
         with layer_randomness(generator, self.device):
-            stitched = self._stitched(images, cell, generator)
+            stitched = self._stitched(shown, cell, generator)
         gradients = torch.stack([1 - part.mean() for part in gradient_similarity_maps(images, stitched)]).mean()
         return F.mse_loss(stitched, images) + gradients + 1 - ssim_map(images, stitched).mean()
 
@@ -125,10 +139,12 @@ class Riad(Method):
         images, _ = self.frame.enter(slices.images, slices.masks)
         total = torch.zeros_like(images)
         for cell in self.config.cells:
-            maps = gradient_similarity_maps(images, self._stitched(images, cell, generator))
+            stitched = self._stitched(images, cell, generator)
+            maps = gradient_similarity_maps(images, stitched)
             alike = torch.stack([F.interpolate(part, images.shape[-2:], mode="bilinear") for part in maps]).mean(dim=0)
+            unlike = 1 - alike + self.config.residual * (images - stitched).abs()
             cells = -(-images.shape[-2] // cell) * -(-images.shape[-1] // cell)
-            total += (1 - alike) / (cells if self.config.published_weights else len(self.config.cells))
+            total += unlike / (cells if self.config.published_weights else len(self.config.cells))
         scores = self.frame.leave(total, slices.images.shape).clamp(min=0)
         if self.config.subtract_minimum and slices.masks.any():
             scores = (scores - scores[slices.masks].min()).clamp(min=0)

@@ -21,15 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from UADBenchLib.corruption import anomalies, augmentation
+from UADBenchLib.corruption import augmentation
+from UADBenchLib.corruption.anomalies import with_anomalies
 from UADBenchLib.corruption.coarse_noise import coarse_noise
 from UADBenchLib.methods.base import Method, Preset, Schedule, Slices
 from UADBenchLib.networks.backbones import Backbone
 
 SLICES_HIGH = 84
 """Axial positions of the model grid."""
-LEVELS = 5
-"""Tissues that are told apart, evenly by intensity, when anomalies are drawn."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +125,8 @@ class SslBackbone(Method):
 
     def _corrupt(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The slices with synthetic anomalies, and how much each place was changed (N, 1, X, Y), in [0, 1]."""
-        shape = anomalies.draw_shapes(masks, generator, anomalies.ShapeRange())
-        textured, _ = anomalies.foreign_texture(images, shape, generator)
-        levels = torch.linspace(0.1, 0.9, LEVELS, device=images.device)
-        corrupted, _ = anomalies.intensity_bias(textured, shape, generator, levels)
-        return corrupted * masks, ((corrupted - images).abs() / self.config.visible).clamp(max=1) * masks
+        corrupted = with_anomalies(images, masks, generator, clean=0.0)
+        return corrupted, ((corrupted - images).abs() / self.config.visible).clamp(max=1) * masks
 
     def _vicreg(self, values: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
         """Invariance, variance and covariance of two views (2N, C, h, w) at places in the brain, drawn by the ``share``

@@ -2,7 +2,8 @@
 
 Feature maps of a frozen backbone become the tokens of one grid; a transformer that cannot simply copy them (see
 ``networks.query_transformer``) reconstructs them, from jittered tokens in training. The score is the length of the
-error. The compact preset standardises features, so that no loud channel rules the others.
+error. The compact preset standardises features, so that no loud channel rules the others, and jitters slices too: with
+synthetic anomalies.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ PAPER = UniadConfig(
     size=224,
     scale=2,
     augment=False,
+    restore=False,
     grid=(14, 14),
     width=256,
     heads=8,
@@ -90,13 +92,13 @@ class Uniad(FeatureMethod):
         return stacked(maps, self.config.grid).flatten(2).transpose(1, 2)
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
-        tokens = self._tokens(self.augmented_maps(slices, generator))
+        tokens, wanted = (self._tokens(maps) for maps in self.training_maps(slices, generator))
         noise = normal(tokens.shape, generator, self.device)
         noise = noise * uniform(len(tokens), *self.config.jitter, generator, self.device)[:, None, None]
         length = tokens.norm(dim=2, keepdim=True) / tokens.shape[2]
         with layer_randomness(generator, self.device):
             restored = self.network(tokens + noise * length).float()
-        return F.mse_loss(restored, tokens)
+        return F.mse_loss(restored, wanted)
 
     def score(self, slices: Slices, generator: torch.Generator) -> Tensor:
         tokens = self._tokens(self.maps(slices))
