@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import json
 import logging
 import math
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -31,12 +30,10 @@ from UADBenchLib import __version__
 from UADBenchLib.cohort import CohortScan, read_cohort, select
 from UADBenchLib.geometry import canonical, resample
 from UADBenchLib.inference.device import autocast
-from UADBenchLib.networks.unet import UNet
 from UADBenchLib.preprocessing.brain_extraction import STEP, WORK_MM, build_network, to_work_grid
 from UADBenchLib.reading import read_mask, read_scan
 from UADBenchLib.scan import CONTRASTS, Progress
 from UADBenchLib.synthesis.anatomy import (
-    CLASS,
     Anatomy,
     brain_mask,
     deform,
@@ -52,14 +49,8 @@ from UADBenchLib.writing import atomic, write_json, write_text
 
 log = logging.getLogger(__name__)
 
-LARGEST = (96, 112, 112)
+LARGEST = (112, 128, 128)
 """Sides of the largest training volume on the work grid."""
-
-PAINT_MM = 1.5
-"""Edge of the grid that heads are painted on: finer than the work grid, so that thin layers share its voxels."""
-
-SCANS = 3
-"""Scans of each head that was bent: bending takes longest."""
 
 HELD_OUT = 4
 """Label maps that are kept for measuring."""
@@ -96,7 +87,6 @@ class HeadStream(IterableDataset):
 
     def __init__(self, anatomies: list[Anatomy], real: list[RealHead], recipe: Recipe, seed: int, start: int) -> None:
         self.anatomies, self.real, self.recipe, self.seed, self.start = anatomies, real, recipe, seed, start
-        self.bent: tuple[int, Anatomy, np.ndarray] | None = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         torch.set_num_threads(1)
@@ -112,12 +102,9 @@ class HeadStream(IterableDataset):
         if self.real and rng.random() < self.recipe.real:
             voxels, affine, mask = _real(self.real[rng.integers(len(self.real))], rng)
         else:
-            if self.bent is None or self.bent[0] != number // SCANS:
-                bending = np.random.default_rng((self.seed, number // SCANS, SCANS))
-                anatomy = self.anatomies[bending.integers(len(self.anatomies))]
-                self.bent = number // SCANS, *_bent(anatomy, bending)
+            anatomy = self.anatomies[rng.integers(len(self.anatomies))]
             priors = rng.random() < self.recipe.priors / (1 - self.recipe.real)
-            voxels, affine, mask = _synthetic(*self.bent[1:], rng, priors)
+            voxels, affine, mask = _synthetic(anatomy, rng, priors)
         if rng.random() < 0.08:  # scans that were stripped already, more or less closely
             voxels = voxels * _grown(mask, int(rng.integers(0, 4)))
         work, grid = to_work_grid(voxels, affine)
@@ -126,25 +113,17 @@ class HeadStream(IterableDataset):
         return torch.from_numpy(work)[None], torch.from_numpy(target)[None]
 
 
-def _bent(anatomy: Anatomy, rng: np.random.Generator) -> tuple[Anatomy, np.ndarray]:
-    """A head of its own made out of a label map, and its brain mask."""
+def _synthetic(anatomy: Anatomy, rng: np.random.Generator, priors: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A synthesised head: voxels, affine, brain mask."""
     tilted = 18.0 if rng.random() < 0.3 else 5.0
     drawn = draw_deformation(
         rng, degrees=tilted, scale=0.08, bend_mm=(1.0, 7.0), widening_mm=(0.0, 5.0), thinning=(0.0, 1.0)
     )
-    head = deform(anatomy, drawn, voxel_mm=PAINT_MM)
-    return head, brain_mask(head)
-
-
-def _synthetic(
-    head: Anatomy, mask: np.ndarray, rng: np.random.Generator, priors: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A scan of a head: voxels, affine, brain mask."""
+    head = deform(anatomy, drawn, voxel_mm=WORK_MM)
+    mask = brain_mask(head)
     look = draw_look(str(rng.choice(CONTRASTS)), rng, 1.5) if priors else random_look(rng)
-    if rng.random() < 0.5:  # fat outshines everything in sequences that do not suppress it, also that in the skull
-        fat, means = float(rng.uniform(0.3, 2.5)), list(look.means)
-        means[CLASS["marrow"]] = fat * float(rng.uniform(0.4, 1.1))
-        look = replace(look, fat=fat, means=tuple(means))
+    if rng.random() < 0.5:  # fat outshines everything in sequences that do not suppress it
+        look = replace(look, fat=float(rng.uniform(0.3, 2.5)))
     acquisition = replace(
         draw_acquisition(rng, voxel_mm=_voxel(rng), noise=(0.005, 0.1), bias=(0.0, 0.6)),
         cut_mm=float(rng.uniform(-15.0, 110.0)) if rng.random() < 0.7 else 200.0,
@@ -153,7 +132,7 @@ def _synthetic(
     if rng.random() < 0.4:
         _spoil(image, mask, rng)
     if rng.random() < 0.4:
-        _spoil(image, _beside(mask, PAINT_MM), rng)
+        _spoil(image, _beside(mask), rng)
     voxels, affine = acquire(image, head, acquisition)
     return voxels, affine, reference_on(mask, head, voxels.shape, affine)
 
@@ -166,9 +145,9 @@ def _voxel(rng: np.random.Generator) -> tuple[float, float, float]:
     return tuple(voxel)
 
 
-def _beside(mask: np.ndarray, voxel_mm: float) -> np.ndarray:
+def _beside(mask: np.ndarray) -> np.ndarray:
     """What lies within 30 mm of the brain."""
-    return _grown(mask, round(30 / voxel_mm)) & ~mask
+    return _grown(mask, round(30 / WORK_MM)) & ~mask
 
 
 def _spoil(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> None:
@@ -207,7 +186,7 @@ def _real(head: RealHead, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
     if rng.random() < 0.25:
         _spoil(voxels, mask, rng)
     if rng.random() < 0.25:
-        _spoil(voxels, _beside(mask, WORK_MM), rng)
+        _spoil(voxels, _beside(mask), rng)
     scanned, grid = acquire(voxels, carrier, acquisition)
     return scanned, grid, reference_on(mask, carrier, scanned.shape, grid)
 
@@ -288,7 +267,6 @@ def train(
     data: Path,
     out: Path,
     *,
-    start: Path | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
     workers: int = 1,
@@ -304,8 +282,6 @@ def train(
         Cohort table and the folder that its paths start from; whole heads with outlines of split ``train`` are used.
     out : path
         Folder of weights, metadata, card and licence; a checkpoint lies beside it in ``<out>.training``.
-    start : path, optional
-        Folder of a trained network of the same size to go on from, instead of random weights.
     workers : int
         Processes that make heads; the weights do not depend on it.
     """
@@ -314,7 +290,6 @@ def train(
     paths = read_anatomies(maps)[:-HELD_OUT]
     torch.manual_seed(seed)
     network = build_network(recipe.widths, recipe.stem).train()
-    before = [] if start is None else _start(network, start)
     averaged = build_network(recipe.widths, recipe.stem)
     averaged.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
@@ -332,15 +307,7 @@ def train(
             seconds = (time.perf_counter() - started) / len(losses)
             log.info("step %d: loss %.4f, %.2f s a step", step + 1, np.mean(losses[-100:]), seconds)
             save_checkpoint(folder, network, averaged, optimiser, step=torch.tensor(step + 1))
-    return _write(out, averaged, recipe, seed, paths, rows, before)
-
-
-def _start(network: UNet, folder: Path) -> list[dict[str, Any]]:
-    """Take over weights; return what they were trained by, the last training last."""
-    metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    weights = load_file(folder / "models" / "model.safetensors")
-    network.load_state_dict({name: value.float() for name, value in weights.items()})
-    return [*metadata.get("before", []), {**metadata["training"], "seed": metadata["seed"]}]
+    return _write(out, averaged, recipe, seed, paths, rows)
 
 
 def _step(network, averaged, optimiser, recipe: Recipe, step: int, work: Tensor, target: Tensor) -> float:
@@ -363,15 +330,7 @@ def _step(network, averaged, optimiser, recipe: Recipe, step: int, work: Tensor,
     return float(loss.detach())
 
 
-def _write(
-    out: Path,
-    network: UNet,
-    recipe: Recipe,
-    seed: int,
-    paths: list[Path],
-    rows: list[CohortScan],
-    before: list[dict[str, Any]],
-) -> dict[str, Any]:
+def _write(out: Path, network, recipe: Recipe, seed: int, paths: list[Path], rows: list[CohortScan]) -> dict[str, Any]:
     (out / "models").mkdir(parents=True, exist_ok=True)
     file = out / "models" / "model.safetensors"
     with atomic(file) as temporary:
@@ -381,7 +340,6 @@ def _write(
         "id": "brain-extraction",
         "version": __version__,
         "config": {"widths": list(recipe.widths), "stem": recipe.stem, "voxel_mm": WORK_MM, "multiple": STEP},
-        "before": before,
         "training": asdict(recipe),
         "trained_on": {
             "label_maps": [path.name for path in paths],
@@ -400,7 +358,7 @@ def _write(
 
 def _card(metadata: dict[str, Any]) -> str:
     trained = metadata["trained_on"]
-    shares, before = metadata["training"], metadata["before"]
+    shares = metadata["training"]
     licences = "; ".join(trained["licences"]) or "licence not stated"
     parts = [
         "# brain-extraction",
@@ -411,7 +369,7 @@ def _card(metadata: dict[str, Any]) -> str:
         f"{shares['steps']} steps of one head each, seed {metadata['seed']}: {shares['real']:.0%} real heads, bent and "
         f"recoloured; {shares['priors']:.0%} synthesised with the tissue contrast of T1w, T2w or FLAIR; the rest with "
         "random intensities.",
-        *([_history(before)] if before else []),
+        *([trained["history"]] if "history" in trained else []),
         f"- {len(trained['label_maps'])} whole-head label maps of SynthSeg (Apache-2.0).\n"
         f"- {len(trained['scans'])} whole T1w heads ({licences}); the outlines are automatic.",
         "```\npython -m UADBenchLib.training.brain_extraction --maps MAPS --cohort Resources/Splits/t1w.csv "
@@ -426,30 +384,17 @@ def _card(metadata: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _history(before: list[dict[str, Any]]) -> str:
-    rows = [
-        f"- {part['steps']} steps, {part['real']:.0%} real heads, {part['priors']:.0%} with a sequence's contrast; "
-        f"learning rate up to {part['learning_rate']:g}, seed {part['seed']}."
-        for part in before
-    ]
-    return "The weights at the start of that training were not random but came from earlier ones:\n\n" + "\n".join(rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, what in (("maps", "label maps"), ("cohort", "cohort table"), ("data", "data"), ("out", "results")):
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"path of the {what}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
-    parser.add_argument("--priors", type=float, default=Recipe.priors, help="share of heads with a sequence's contrast")
-    parser.add_argument("--start", type=Path, help="folder of a trained network to go on from")
     parser.add_argument("--workers", type=int, default=1)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    recipe = Recipe(steps=given.steps, learning_rate=given.learning_rate, priors=given.priors)
-    paths = given.maps, given.cohort, given.data, given.out
-    train(*paths, start=given.start, recipe=recipe, seed=given.seed, workers=given.workers)
+    recipe = Recipe(steps=given.steps)
+    train(given.maps, given.cohort, given.data, given.out, recipe=recipe, seed=given.seed, workers=given.workers)
 
 
 if __name__ == "__main__":
