@@ -4,12 +4,14 @@ Two benchmark runs a contrast, test and development cases apart: healthy test sc
 lesions (T1w) and synthesised test heads (T2w, FLAIR), then the development cases. ``models.csv``: for every model
 and kind of case Dice at the threshold of 1 % healthy false positives, best Dice, average precision calibrated and
 not, seconds on one core. ``healthy.csv``: mean false-positive rate of every group of healthy test scans. The rows
-of a model also go into its bundle, from which its card is written.
+of a model also go into its bundle, from which its card is written. ``--models`` measures some models alone and leaves
+the rows of the others as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -31,8 +33,9 @@ LARGE_ML = 10.0
 METRICS = ("dice", "best_dice", "ap", "ap_uncalibrated")
 
 
-def cohort_rows(data: Path, cohorts: Path, most: int) -> list[tuple[str, CohortScan]]:
-    """Every scan with the name of the data it belongs to; of healthy scans at most ``most`` a group."""
+def cohort_rows(data: Path, cohorts: Path, most: int, contrasts: list[str]) -> list[tuple[str, CohortScan]]:
+    """Every scan of the contrasts with the name of the data it belongs to; of healthy scans at most ``most`` a
+    group."""
     rows: list[tuple[str, CohortScan]] = []
     groups: dict[tuple[str, str], int] = {}
     for row in select(read_cohort(SPLITS / "t1w.csv", data), split="test"):
@@ -41,12 +44,12 @@ def cohort_rows(data: Path, cohorts: Path, most: int) -> list[tuple[str, CohortS
         if groups[key] <= most:
             # The 34 scans of people with depression show no lesion that was reported: false positives are counted.
             rows.append((f"{row.site} {row.group}", replace(row, label="healthy")))
-    for name in ("t1w-lesions", "test"):
+    for name in ["t1w-lesions"] * ("T1w" in contrasts) + ["test"] * bool({"T2w", "FLAIR"} & {*contrasts}):
         for row in read_cohort(cohorts / name / "cohort.csv"):
             kind = f"synthetic {row.lesion_type}" if row.lesion_type else f"synthetic healthy, {row.site}"
             rows.append((kind, replace(row, split="test", subject=f"{name}-{row.subject}")))
     rows += [(row.site, row) for row in read_cohort(SPLITS / "lesions.csv", data)]
-    return rows
+    return [one for one in rows if one[1].contrast in contrasts]
 
 
 def write_cohort(rows: list[tuple[str, CohortScan]], path: Path) -> None:
@@ -62,12 +65,12 @@ def write_cohort(rows: list[tuple[str, CohortScan]], path: Path) -> None:
     write_csv(path, table, [*names, "dataset"])
 
 
-def evaluate(rows: list[tuple[str, CohortScan]], run: Path, workers: int | None) -> None:
+def evaluate(rows: list[tuple[str, CohortScan]], run: Path, workers: int | None, models: list[str]) -> None:
     """Run the benchmark, or go on with it."""
     # The benchmark evaluates split "test"; that development cases are none is said where their figures are.
     table = run.with_suffix(".csv")
     write_cohort([(dataset, replace(row, split="test")) for dataset, row in rows], table)
-    failed = benchmark(table, "all", run, workers=workers)["failed"]
+    failed = benchmark(table, models or "all", run, workers=workers)["failed"]
     if failed:
         sys.stderr.write(f"{failed} scans failed: {run / 'failures.csv'}\n")
 
@@ -96,6 +99,18 @@ def healthy_table(scans: pandas.DataFrame) -> list[dict[str, object]]:
     return rows
 
 
+def kept(path: Path, models: set[str]) -> list[dict[str, object]]:
+    """The rows of a table that belong to other models."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [row for row in csv.DictReader(stream) if row["model"] not in models]
+
+
+def in_order(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """By contrast, then by model; the rows of a model stay in their order."""
+    contrasts = [contrast.lower() for contrast in CONTRASTS]
+    return sorted(rows, key=lambda row: (contrasts.index(str(row["model"]).split("-")[-2]), str(row["model"])))
+
+
 PAGE = """# The shipped models in figures
 
 Written by `python Testing/measure.py` (`make measure`), from two `uadbench benchmark` runs a contrast, test
@@ -105,7 +120,8 @@ and development cases apart; the same rows as
 Means over scans, on each scan's own grid. Dice at the threshold `fpr-1pct`, which comes from healthy validation
 scans; best Dice is what the map could reach with a threshold chosen on the scan itself, an upper bound; average
 precision (AP) in the brain mask, with the healthy reference and without it; seconds are the median a scan for
-scoring, calibration and the way back, on one core.
+scoring, calibration and the way back, on one core; they depend on the machine, and models that were measured later
+than others (`--models`) may have been on a slower one.
 
 Synthetic cases: lesions put into healthy test scans (T1w), or heads synthesised from label maps that were not
 trained on (T2w, FLAIR). `tumour-auto` (glioma, automatic references), `ms-ljubljana` (expert references) and
@@ -143,29 +159,37 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the runs; gone on with where they are there")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures")
     parser.add_argument("--contrast", choices=CONTRASTS, action="append", help="run this one only, write no table")
+    parser.add_argument("--models", default="", help="ids of the models to measure, with commas; default: all")
     parser.add_argument("--most", type=int, default=8, help="healthy scans of a group at most")
     parser.add_argument("--workers", type=int, default=None)
     given = parser.parse_args()
-    rows = cohort_rows(given.data, given.cohorts, given.most)
+    models = given.models.split(",") if given.models else []
+    of_models = [c for c in CONTRASTS if not models or any(f"-{c.lower()}-" in model for model in models)]
+    contrasts = given.contrast or of_models
+    rows = cohort_rows(given.data, given.cohorts, given.most, contrasts)
     healthy, lesions = [], []
-    for contrast in given.contrast or CONTRASTS:
+    for contrast in contrasts:
         scans, timing = [], []
         for split, name in (("test", contrast), ("development", f"{contrast}-development")):
             chosen = [one for one in rows if (one[1].contrast, one[1].split) == (contrast, split)]
             run = given.run / name
-            evaluate(chosen, run, given.workers)
+            evaluate(chosen, run, given.workers, [model for model in models if f"-{contrast.lower()}-" in model])
             scans.append(read_table(run, SCANS))
             timing.append(read_table(run, TIMING))
         healthy += healthy_table(pandas.concat(scans))
         lesions += lesion_table(pandas.concat(scans), pandas.concat(timing))
     if given.contrast:
         return  # part of a table is no table
+    measured = sorted({str(row["model"]) for row in healthy})
+    for model in measured:
+        write_card(model, healthy, lesions)
+    if models:
+        healthy = in_order(healthy + kept(given.out / "healthy.csv", set(measured)))
+        lesions = in_order(lesions + kept(given.out / "models.csv", set(measured)))
     write_csv(given.out / "healthy.csv", healthy, list(healthy[0]))
     write_csv(given.out / "models.csv", lesions, list(lesions[0]))
     page = PAGE.format(lesions=markdown(lesions), healthy=markdown(healthy))
     write_text(given.out.parent / "models.md", page)
-    for model in sorted({str(row["model"]) for row in healthy}):
-        write_card(model, healthy, lesions)
 
 
 if __name__ == "__main__":

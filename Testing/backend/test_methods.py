@@ -665,8 +665,9 @@ class TestPatchCore:
 @pytest.mark.parametrize("name", ["fae", "reverse_distillation", "uniad"])
 class TestRestoredFeatures:
     def test_anomalies_are_shown_and_healthy_features_asked_for(self, name: str) -> None:
-        method, made = create_method(name, config={"augment": False}), brain_slices(4)
-        shown, wanted = method.training_maps(made, generator())
+        method, made = create_method(name, config={"augment": False, "restore": True}), brain_slices(4)
+        shown, wanted, masks = method.training_maps(made, generator())
+        assert torch.equal(masks, made.masks)
         spoiled = replace(made, images=with_anomalies(made.images, made.masks, generator()))
         assert not torch.equal(spoiled.images, made.images)
         for values, maps in ((shown, method.maps(spoiled)), (wanted, method.maps(made))):
@@ -675,7 +676,7 @@ class TestRestoredFeatures:
     def test_the_published_preset_asks_for_what_it_shows(self, name: str) -> None:
         assert not method_class(name).presets["paper"].config.restore
         method = create_method(name, config={"restore": False})
-        shown, wanted = method.training_maps(brain_slices(2), generator())
+        shown, wanted, _ = method.training_maps(brain_slices(2), generator())
         assert shown is wanted
 
 

@@ -3,8 +3,7 @@
 Shallow feature maps of a frozen backbone are autoencoded under a loss of structural similarity, so that texture and
 structure have to be explained and not intensity alone; the score is the structural dissimilarity of the maps and their
 reconstruction. The compact preset uses the small backbone and standardised maps, and one window for loss and score,
-where the published evaluation has windows of 5 and 11; in training it restores the features of slices with synthetic
-anomalies to those of healthy ones.
+where the published evaluation has windows of 5 and 11.
 """
 
 from __future__ import annotations
@@ -52,7 +51,6 @@ PAPER = FaeConfig(
     size=224,
     scale=2,
     augment=False,
-    restore=False,
     widths=(100, 150, 200, 300),
     kernel=6,
     bottom_kernel=5,
@@ -115,7 +113,8 @@ class Fae(FeatureMethod):
         return stacked(maps, maps[0].shape[-2:])
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
-        shown, wanted = (self._features(maps) for maps in self.training_maps(slices, generator))
+        shown, wanted, _ = self.training_maps(slices, generator)
+        shown, wanted = self._features(shown), self._features(wanted)
         with layer_randomness(generator, self.device):
             restored = self.network(shown)
         return 1 - ssim_map(wanted, restored, window=self.config.loss_window).mean()

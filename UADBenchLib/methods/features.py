@@ -51,7 +51,7 @@ class FeatureConfig:
     size: int = 0
     scale: int = 1
     augment: bool = True
-    restore: bool = True
+    restore: bool = False
 
 
 class FeatureMethod(Method):
@@ -93,17 +93,17 @@ class FeatureMethod(Method):
         images, _ = self.frame.enter(slices.images, slices.masks)
         return self.backbone(images.to(self.device))
 
-    def training_maps(self, slices: Slices, generator: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
-        """The maps that training shows, and those that it asks for; of augmented slices, and different ones, where the
-        configuration wants that."""
+    def training_maps(self, slices: Slices, generator: torch.Generator) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """The maps that training shows, those that it asks for, and the framed brain masks; of augmented slices, and
+        different ones, where the configuration wants that."""
         if self.config.augment:
             drawn = augmentation.draw(len(slices), generator)
             slices = Slices(*augmentation.apply(drawn, slices.images, slices.masks), slices.positions)
-        wanted = self.maps(slices)
+        wanted, masks = self.maps(slices), self.frame.enter(slices.images, slices.masks)[1]
         if not self.config.restore:
-            return wanted, wanted
+            return wanted, wanted, masks
         spoiled = with_anomalies(slices.images, slices.masks, generator)
-        return self.maps(Slices(spoiled, slices.masks, slices.positions)), wanted
+        return self.maps(Slices(spoiled, slices.masks, slices.positions)), wanted, masks
 
     def to_grid(self, values: Tensor, slices: Slices, *, align_corners: bool = True) -> Tensor:
         """Enlarge values (N, 1, h, w) on a feature grid to the slices' grid; zero outside the brain."""

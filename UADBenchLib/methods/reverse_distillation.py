@@ -40,6 +40,7 @@ class ReverseDistillationConfig(FeatureConfig):
     """
 
     taps: tuple[str, ...] = ("stage1", "stage2", "stage3")
+    restore: bool = True
     code: int = 96
     fuse_blocks: int = 1
     blocks: tuple[int, ...] = (1, 1, 1)
@@ -95,7 +96,7 @@ class ReverseDistillation(FeatureMethod):
         return [answer(part).float() for answer, part in zip(self.answer, grown, strict=True)]
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
-        shown, wanted = self.training_maps(slices, generator)
+        shown, wanted, _ = self.training_maps(slices, generator)
         loss = torch.zeros((), device=self.device)
         for taught, learnt in zip(wanted, self._student(shown), strict=True):
             loss = loss + (1 - F.cosine_similarity(taught.flatten(1), learnt.flatten(1))).mean()

@@ -2,8 +2,8 @@
 
 Feature maps of a frozen backbone become the tokens of one grid; a transformer that cannot simply copy them (see
 ``networks.query_transformer``) reconstructs them, from jittered tokens in training. The score is the length of the
-error. The compact preset standardises features, so that no loud channel rules the others, and jitters slices too: with
-synthetic anomalies.
+error. The compact preset standardises features, so that no loud channel rules the others, jitters slices too, with
+synthetic anomalies, and learns where the brain is alone.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ class UniadConfig(FeatureConfig):
         See ``QueryTransformer``.
     jitter : (float, float)
         Range of the noise on tokens in training, relative to a token's length over the number of its channels.
+    brain_only : bool
+        Weigh the loss by the share of brain in a token: standardised features of the background lie so far off that
+        they would outweigh the brain.
     """
 
     taps: tuple[str, ...] = ("stem", "stage1", "stage2", "stage3")
+    restore: bool = True
     grid: tuple[int, int] = (10, 12)
     width: int = 96
     heads: int = 4
@@ -43,6 +47,7 @@ class UniadConfig(FeatureConfig):
     decoders: int = 2
     neighbourhood: int = 5
     jitter: tuple[float, float] = (5.0, 20.0)
+    brain_only: bool = True
 
 
 PAPER = UniadConfig(
@@ -62,6 +67,7 @@ PAPER = UniadConfig(
     decoders=4,
     neighbourhood=7,
     jitter=(5.0, 5.0),
+    brain_only=False,
 )
 
 
@@ -92,13 +98,18 @@ class Uniad(FeatureMethod):
         return stacked(maps, self.config.grid).flatten(2).transpose(1, 2)
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
-        tokens, wanted = (self._tokens(maps) for maps in self.training_maps(slices, generator))
+        shown, wanted, masks = self.training_maps(slices, generator)
+        tokens, wanted = self._tokens(shown), self._tokens(wanted)
         noise = normal(tokens.shape, generator, self.device)
         noise = noise * uniform(len(tokens), *self.config.jitter, generator, self.device)[:, None, None]
         length = tokens.norm(dim=2, keepdim=True) / tokens.shape[2]
         with layer_randomness(generator, self.device):
             restored = self.network(tokens + noise * length).float()
-        return F.mse_loss(restored, wanted)
+        error = (restored - wanted).square().mean(dim=2)
+        if not self.config.brain_only:
+            return error.mean()
+        share = F.adaptive_avg_pool2d(masks.to(error), self.config.grid).flatten(1)
+        return (error * share).sum() / share.sum().clamp(min=1e-6)
 
     def score(self, slices: Slices, generator: torch.Generator) -> Tensor:
         tokens = self._tokens(self.maps(slices))
