@@ -696,6 +696,21 @@ class TestUniad:
         seen = tokens.grad[0].abs().sum(1) > 0
         assert not seen[neighbours((6, 6), 3)[14]].any() and seen.any()
 
+    def test_the_background_does_not_count(self) -> None:
+        class Answer(torch.nn.Module):
+            def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+                return answer
+
+        made, losses = brain_slices(2), []
+        for brain_only in (True, False):
+            config = {"augment": False, "restore": False, "brain_only": brain_only}
+            method = create_method("uniad", config=config)
+            share = torch.nn.functional.adaptive_avg_pool2d(made.masks.float(), method.config.grid).flatten(1)
+            answer = method._tokens(method.maps(made)) + 100 * (share == 0)[..., None]
+            method.network = Answer()
+            losses.append(float(method.training_loss(made, generator())))
+        assert losses[0] < 1e-6 and losses[1] > 1
+
     def test_jitter_works_in_training_alone(self) -> None:
         method, made = create_method("uniad", config={"augment": False}), brain_slices(2)
         method.eval()
