@@ -20,7 +20,7 @@ import pandas
 
 from UADBenchLib.benchmark.runner import benchmark
 from UADBenchLib.benchmark.tables import SCANS, TIMING, read_table
-from UADBenchLib.bundles.bundle import load_bundle, save_bundle
+from UADBenchLib.bundles.bundle import load_bundle, load_metadata, save_bundle
 from UADBenchLib.bundles.card import table as markdown
 from UADBenchLib.bundles.catalogue import find_model
 from UADBenchLib.cohort import CohortScan, read_cohort, select
@@ -30,6 +30,8 @@ from UADBenchLib.writing import write_csv, write_text
 ROOT = Path(__file__).resolve().parent.parent
 SPLITS = ROOT / "Resources" / "Splits"
 LARGE_ML = 10.0
+SYNTHETIC = {"T1w": "t1w-lesions", "T2w": "test", "FLAIR": "test"}
+"""The cohort of `make cohorts` that holds the synthetic cases of a contrast."""
 METRICS = ("dice", "best_dice", "ap", "ap_uncalibrated")
 
 
@@ -44,7 +46,7 @@ def cohort_rows(data: Path, cohorts: Path, most: int, contrasts: list[str]) -> l
         if groups[key] <= most:
             # The 34 scans of people with depression show no lesion that was reported: false positives are counted.
             rows.append((f"{row.site} {row.group}", replace(row, label="healthy")))
-    for name in ["t1w-lesions"] * ("T1w" in contrasts) + ["test"] * bool({"T2w", "FLAIR"} & {*contrasts}):
+    for name in sorted({SYNTHETIC[contrast] for contrast in contrasts}):
         for row in read_cohort(cohorts / name / "cohort.csv"):
             kind = f"synthetic {row.lesion_type}" if row.lesion_type else f"synthetic healthy, {row.site}"
             rows.append((kind, replace(row, split="test", subject=f"{name}-{row.subject}")))
@@ -105,10 +107,16 @@ def kept(path: Path, models: set[str]) -> list[dict[str, object]]:
         return [row for row in csv.DictReader(stream) if row["model"] not in models]
 
 
+def contrast_of(model: str) -> str:
+    """The contrast of an installed model."""
+    return load_metadata(Path(find_model(model))).contrast
+
+
 def in_order(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     """By contrast, then by model; the rows of a model stay in their order."""
-    contrasts = [contrast.lower() for contrast in CONTRASTS]
-    return sorted(rows, key=lambda row: (contrasts.index(str(row["model"]).split("-")[-2]), str(row["model"])))
+    models = {str(row["model"]) for row in rows}
+    places = {model: (CONTRASTS.index(contrast_of(model)), model) for model in models}
+    return sorted(rows, key=lambda row: places[str(row["model"])])
 
 
 PAGE = """# The shipped models in figures
@@ -164,8 +172,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=None)
     given = parser.parse_args()
     models = given.models.split(",") if given.models else []
-    of_models = [c for c in CONTRASTS if not models or any(f"-{c.lower()}-" in model for model in models)]
-    contrasts = given.contrast or of_models
+    chosen_contrasts = {contrast_of(model) for model in models} or CONTRASTS
+    contrasts = given.contrast or [contrast for contrast in CONTRASTS if contrast in chosen_contrasts]
     rows = cohort_rows(given.data, given.cohorts, given.most, contrasts)
     healthy, lesions = [], []
     for contrast in contrasts:
@@ -173,7 +181,7 @@ def main() -> None:
         for split, name in (("test", contrast), ("development", f"{contrast}-development")):
             chosen = [one for one in rows if (one[1].contrast, one[1].split) == (contrast, split)]
             run = given.run / name
-            evaluate(chosen, run, given.workers, [model for model in models if f"-{contrast.lower()}-" in model])
+            evaluate(chosen, run, given.workers, [model for model in models if contrast_of(model) == contrast])
             scans.append(read_table(run, SCANS))
             timing.append(read_table(run, TIMING))
         healthy += healthy_table(pandas.concat(scans))
