@@ -4,14 +4,13 @@ Two benchmark runs a contrast, test and development cases apart: healthy test sc
 lesions (T1w) and synthesised test heads (T2w, FLAIR), then the development cases. ``models.csv``: for every model
 and kind of case Dice at the threshold of 1 % healthy false positives, best Dice, average precision calibrated and
 not, seconds on one core. ``healthy.csv``: mean false-positive rate of every group of healthy test scans. The rows
-of a model also go into its bundle, from which its card is written. ``--models`` measures some models alone and leaves
-the rows of the others as they are.
+of a model also go into its bundle, from which its card is written. ``--models`` measures some models alone,
+``--development`` the development cases alone; the other rows stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -101,10 +100,18 @@ def healthy_table(scans: pandas.DataFrame) -> list[dict[str, object]]:
     return rows
 
 
-def kept(path: Path, models: set[str]) -> list[dict[str, object]]:
-    """The rows of a table that belong to other models."""
-    with path.open(encoding="utf-8", newline="") as stream:
-        return [row for row in csv.DictReader(stream) if row["model"] not in models]
+def kept(path: Path, new: list[dict[str, object]], *key: str) -> list[dict[str, object]]:
+    """The rows of a table that no new row has the key of."""
+    replaced = {tuple(row[name] for name in key) for row in new}
+    rows = pandas.read_csv(path).to_dict("records")
+    return [row for row in rows if tuple(row[name] for name in key) not in replaced]
+
+
+def same_seconds(new: list[dict[str, object]], old: list[dict[str, object]]) -> None:
+    """Give new rows of a model the seconds of its other rows: a handful of cases is no timing."""
+    seconds = {row["model"]: row["seconds"] for row in old}
+    for row in new:
+        row["seconds"] = seconds[row["model"]]
 
 
 def contrast_of(model: str) -> str:
@@ -113,10 +120,14 @@ def contrast_of(model: str) -> str:
 
 
 def in_order(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """By contrast, then by model; the rows of a model stay in their order."""
+    """By contrast, then by model, then as ``lesion_table`` and ``healthy_table`` have them."""
     models = {str(row["model"]) for row in rows}
     places = {model: (CONTRASTS.index(contrast_of(model)), model) for model in models}
-    return sorted(rows, key=lambda row: places[str(row["model"])])
+
+    def place(row: dict[str, object]) -> tuple[object, ...]:
+        return *places[str(row["model"])], row.get("cases", row.get("group")), row.get("operating_point", "")
+
+    return sorted(rows, key=place)
 
 
 PAGE = """# The shipped models in figures
@@ -168,6 +179,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures")
     parser.add_argument("--contrast", choices=CONTRASTS, action="append", help="run this one only, write no table")
     parser.add_argument("--models", default="", help="ids of the models to measure, with commas; default: all")
+    parser.add_argument("--development", action="store_true", help="measure the development cases alone")
     parser.add_argument("--most", type=int, default=8, help="healthy scans of a group at most")
     parser.add_argument("--workers", type=int, default=None)
     given = parser.parse_args()
@@ -180,6 +192,8 @@ def main() -> None:
         scans, timing = [], []
         for split, name in (("test", contrast), ("development", f"{contrast}-development")):
             chosen = [one for one in rows if (one[1].contrast, one[1].split) == (contrast, split)]
+            if given.development and split == "test":
+                continue
             run = given.run / name
             evaluate(chosen, run, given.workers, [model for model in models if contrast_of(model) == contrast])
             scans.append(read_table(run, SCANS))
@@ -188,12 +202,16 @@ def main() -> None:
         lesions += lesion_table(pandas.concat(scans), pandas.concat(timing))
     if given.contrast:
         return  # part of a table is no table
-    measured = sorted({str(row["model"]) for row in healthy})
+    measured = sorted({str(row["model"]) for row in lesions})
+    if models or given.development:
+        key = ("model", "cases") if given.development else ("model",)
+        others = kept(given.out / "models.csv", lesions, *key)
+        if given.development:
+            same_seconds(lesions, others)
+        lesions = in_order(lesions + others)
+        healthy = in_order(healthy + kept(given.out / "healthy.csv", healthy, "model"))
     for model in measured:
         write_card(model, healthy, lesions)
-    if models:
-        healthy = in_order(healthy + kept(given.out / "healthy.csv", set(measured)))
-        lesions = in_order(lesions + kept(given.out / "models.csv", set(measured)))
     write_csv(given.out / "healthy.csv", healthy, list(healthy[0]))
     write_csv(given.out / "models.csv", lesions, list(lesions[0]))
     page = PAGE.format(lesions=markdown(lesions), healthy=markdown(healthy))

@@ -126,6 +126,7 @@ set(UADBench_LIBRARY_SCRIPTS
   UADBenchLib/networks/denoising_unet.py
   UADBenchLib/networks/diffusion_unet.py
   UADBenchLib/networks/distillation.py
+  UADBenchLib/networks/outline.py
   UADBenchLib/networks/query_transformer.py
   UADBenchLib/networks/similarity.py
   UADBenchLib/networks/unet.py
@@ -247,6 +248,7 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/Models/disyre-t1w-compact/configs/metadata.json
   Resources/Models/disyre-t1w-compact/docs/README.md
   Resources/Models/disyre-t1w-compact/docs/loss.csv
+  Resources/Models/disyre-t1w-compact/docs/loss.png
   Resources/Models/disyre-t1w-compact/models/model.safetensors
   Resources/Models/disyre-t1w-compact/models/reference.safetensors
   Resources/Models/disyre-t2w-compact/LICENSE
@@ -327,6 +329,14 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/Models/reverse-distillation-t1w-compact/docs/loss.png
   Resources/Models/reverse-distillation-t1w-compact/models/model.safetensors
   Resources/Models/reverse-distillation-t1w-compact/models/reference.safetensors
+  Resources/Models/reverse-distillation-t2w-compact/LICENSE
+  Resources/Models/reverse-distillation-t2w-compact/configs/inference.json
+  Resources/Models/reverse-distillation-t2w-compact/configs/metadata.json
+  Resources/Models/reverse-distillation-t2w-compact/docs/README.md
+  Resources/Models/reverse-distillation-t2w-compact/docs/loss.csv
+  Resources/Models/reverse-distillation-t2w-compact/docs/loss.png
+  Resources/Models/reverse-distillation-t2w-compact/models/model.safetensors
+  Resources/Models/reverse-distillation-t2w-compact/models/reference.safetensors
   Resources/Models/riad-t1w-compact/LICENSE
   Resources/Models/riad-t1w-compact/configs/inference.json
   Resources/Models/riad-t1w-compact/configs/metadata.json

@@ -16,12 +16,15 @@ from scipy.ndimage import distance_transform_edt
 
 from UADBenchLib.errors import CancelledError, InputError
 from UADBenchLib.geometry import canonical, resample
+from UADBenchLib.networks.outline import MARGIN, OutlineNet
+from UADBenchLib.networks.unet import unfold
 from UADBenchLib.preprocessing import brain_extraction
 from UADBenchLib.preprocessing.brain_extraction import (
     STEP,
     WORK_MM,
     _rim_checks,
     brain_probability,
+    build_network,
     find_brain,
     to_work_grid,
 )
@@ -120,6 +123,52 @@ class TestNetwork:
         assert probability.dtype == np.float32 and 0 <= probability.min() and probability.max() <= 1
 
 
+class TestBorder:
+    @pytest.fixture
+    def network(self) -> OutlineNet:
+        torch.manual_seed(0)
+        network = build_network((8, 8), stem=2, border=8, layers=1).eval().requires_grad_(False)
+        torch.nn.init.normal_(network.border.last.weight)
+        return network
+
+    @staticmethod
+    def guessing(network: OutlineNet, guess: torch.Tensor) -> torch.Tensor:
+        """The answer to a random head whose folded guess is given."""
+        network.guess.last.register_forward_hook(lambda *_: guess.clone())
+        return network(torch.rand(1, 1, *(2 * side for side in guess.shape[2:])))
+
+    def test_it_is_drawn_near_the_guess_alone(self, network: OutlineNet) -> None:
+        guess = torch.full((1, 8, 20, 18, 16), -5.0)
+        guess[0, 3, 10, 1:4, 6:9] = 2.0
+        changed = (self.guessing(network, guess) != unfold(guess, 2))[0, 0].nonzero()
+        assert changed.min(0).values.tolist() == [2 * (10 - MARGIN), 0, 2 * (6 - MARGIN)]
+        assert changed.max(0).values.tolist() == [2 * (10 + MARGIN) + 1, 2 * (3 + MARGIN) + 1, 2 * (8 + MARGIN) + 1]
+
+    def test_where_no_brain_is_guessed_there_is_none(self, network: OutlineNet) -> None:
+        assert (self.guessing(network, torch.full((1, 8, 8, 8, 8), -5.0)) == -5).all()
+
+    def test_untrained_it_changes_nothing(self) -> None:
+        network, guess = build_network((8, 8), stem=2, border=8, layers=1), torch.randn(1, 8, 8, 8, 8)
+        assert torch.equal(self.guessing(network, guess), unfold(guess, 2))
+
+    def test_a_part_of_a_head_gives_what_the_whole_gives(self, network: OutlineNet) -> None:
+        seen = torch.randn(1, 24, 16, 16, 16)
+        whole, part = network.border(seen), network.border(seen[:, :, 2:14, 2:14, 2:14])
+        torch.testing.assert_close(whole[:, :, 5:11, 5:11, 5:11], part[:, :, 3:9, 3:9, 3:9])
+
+    def test_it_is_learnt_on_cubes_around_the_border(self, network: OutlineNet) -> None:
+        torch.nn.init.constant_(network.guess.last.bias, 1.0)  # brain everywhere
+        target = torch.zeros(1, 1, 64, 64, 64)
+        target[..., 40:, :, :] = 1
+        part = training._seen(network, torch.rand(1, 1, 64, 64, 64), target)
+        assert part[3][:, 0].tolist() == sorted(part[3][:, 0].tolist()) and part[3][:, 0].max() < 20
+        cubes = next(training._patches([part], 3, seed=0, first=0))
+        assert [tuple(values.shape[:2]) for values in cubes] == [(3, 24), (3, 8), (3, 8)]
+        assert {tuple(values.shape[2:]) for values in cubes} == {(training.PATCH,) * 3}
+        again = next(training._patches([part], 3, seed=0, first=0))
+        assert all(torch.equal(one, other) for one, other in zip(cubes, again, strict=True))
+
+
 class TestWeights:
     @pytest.fixture
     def copy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -154,7 +203,9 @@ class TestWeights:
 
 
 class TestTraining:
-    small = replace(training.Recipe(), widths=(8, 8, 8, 8), steps=3, real=0.5)
+    small = replace(
+        training.Recipe(), widths=(8, 8, 8, 8), border=8, layers=1, steps=3, border_heads=2, border_steps=2, real=0.5
+    )
 
     @pytest.fixture(scope="class")
     @classmethod

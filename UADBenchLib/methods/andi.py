@@ -135,10 +135,8 @@ class Andi(Method):
         return self.network(noisy, time if self.config.unscaled_time else 1000 * time).float()
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
-        images, masks = slices.images, slices.masks
-        if self.config.augment:
-            images, masks = augmentation.apply(augmentation.draw(len(slices), generator), images, masks)
-        images, _ = self.frame.enter(images, masks)
+        slices = self.augmented(slices, generator)
+        images, _ = self.frame.enter(slices.images, slices.masks)
         time = augmentation.uniform(len(images), *self.config.train_times, generator, self.device)
         noise = pyramid_noise(
             images.shape,

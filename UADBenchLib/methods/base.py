@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from UADBenchLib.corruption import augmentation
 from UADBenchLib.errors import InputError
 
 
@@ -143,6 +144,13 @@ class Method(nn.Module, ABC):
                 "leave the option out",
             )
         return {}
+
+    def augmented(self, slices: Slices, generator: torch.Generator) -> Slices:
+        """The slices changed at random (``corruption.augmentation``) where the configuration's ``augment`` wants it."""
+        if not self.config.augment:
+            return slices
+        drawn = augmentation.draw(len(slices), generator)
+        return Slices(*augmentation.apply(drawn, slices.images, slices.masks), slices.positions)
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
         """Return the scalar loss of a batch of healthy slices on the method's device; randomness comes from

@@ -122,10 +122,8 @@ class ContextVae(Method):
         return 0.5 * (mean.square() + torch.exp(2 * log_spread) - 2 * log_spread - 1)
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
-        images, masks = slices.images, slices.masks
-        if self.config.augment:
-            images, masks = augmentation.apply(augmentation.draw(len(slices), generator), images, masks)
-        images, _ = self.frame.enter(images, masks)
+        slices = self.augmented(slices, generator)
+        images, _ = self.frame.enter(slices.images, slices.masks)
         painted = paint_squares(images, generator, self.config.squares)
         noise = augmentation.normal((len(images), self.config.code, 1, 1), generator, self.device)
         mean, log_spread = self._encode(images)

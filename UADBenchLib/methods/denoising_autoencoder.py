@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from UADBenchLib.corruption import augmentation
 from UADBenchLib.corruption.coarse_noise import coarse_noise
 from UADBenchLib.methods.base import Method, Preset, Schedule, Slices
 from UADBenchLib.methods.frame import Frame
@@ -59,10 +58,8 @@ class DenoisingAutoencoder(Method):
         self.network = DenoisingUNet(config.widths) if config.standardised else UNet(config.widths, config.stem)
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
-        images, masks = slices.images, slices.masks
-        if self.config.augment:
-            images, masks = augmentation.apply(augmentation.draw(len(slices), generator), images, masks)
-        images, masks = self.frame.enter(images, masks)
+        slices = self.augmented(slices, generator)
+        images, masks = self.frame.enter(slices.images, slices.masks)
         noise = coarse_noise(images, masks, generator, grids=self.config.grids, sigma=self.config.sigma)
         error = (self._restore(images + noise) - images) * masks
         return error.square().sum() / masks.sum().clamp(min=1)

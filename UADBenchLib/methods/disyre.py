@@ -131,10 +131,8 @@ class Disyre(Method):
         self.levels.copy_(anomalies.tissue_levels(sample[::stride], self.config.levels))
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
-        images, masks = slices.images, slices.masks
-        if self.config.augment:
-            images, masks = augmentation.apply(augmentation.draw(len(slices), generator), images, masks)
-        images, masks = self.frame.enter(images, masks)
+        slices = self.augmented(slices, generator)
+        images, masks = self.frame.enter(slices.images, slices.masks)
         if self.config.window:
             images, masks = _windows(images, masks, self.config.window, generator)
         corrupted, strength = self._corrupt(images, masks, generator)

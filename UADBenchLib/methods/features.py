@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from UADBenchLib.corruption import augmentation
 from UADBenchLib.corruption.anomalies import with_anomalies
 from UADBenchLib.methods.base import Method, Slices
 from UADBenchLib.methods.frame import Frame
@@ -96,9 +95,7 @@ class FeatureMethod(Method):
     def training_maps(self, slices: Slices, generator: torch.Generator) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """The maps that training shows, those that it asks for, and the framed brain masks; of augmented slices, and
         different ones, where the configuration wants that."""
-        if self.config.augment:
-            drawn = augmentation.draw(len(slices), generator)
-            slices = Slices(*augmentation.apply(drawn, slices.images, slices.masks), slices.positions)
+        slices = self.augmented(slices, generator)
         wanted, masks = self.maps(slices), self.frame.enter(slices.images, slices.masks)[1]
         if not self.config.restore:
             return wanted, wanted, masks

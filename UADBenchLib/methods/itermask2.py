@@ -139,9 +139,7 @@ class IterMask2(Method):
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
         """The sum of both networks' losses: they share nothing, so each learns as it would alone."""
-        if self.config.augment:
-            drawn = augmentation.draw(len(slices), generator)
-            slices = Slices(*augmentation.apply(drawn, slices.images, slices.masks), slices.positions)
+        slices = self.augmented(slices, generator)
         images, masks = self._enter(slices)
         hint = self.hint(images)
         hidden = inpainting_masks(masks, generator, GRID_MM / self.frame.scale)

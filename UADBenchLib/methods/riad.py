@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from UADBenchLib.corruption import augmentation
 from UADBenchLib.corruption.anomalies import with_anomalies
 from UADBenchLib.methods.base import Method, Preset, Schedule, Slices, layer_randomness, published
 from UADBenchLib.methods.frame import Frame
@@ -113,10 +112,8 @@ class Riad(Method):
             self.network = UNet(config.widths, config.stem)
 
     def training_loss(self, slices: Slices, generator: torch.Generator) -> Tensor:
-        images, masks = slices.images, slices.masks
-        if self.config.augment:
-            images, masks = augmentation.apply(augmentation.draw(len(slices), generator), images, masks)
-        images, masks = self.frame.enter(images, masks)
+        slices = self.augmented(slices, generator)
+        images, masks = self.frame.enter(slices.images, slices.masks)
         shown = with_anomalies(images, masks, generator) if self.config.restore else images
         cell = self.config.cells[int(torch.randint(len(self.config.cells), (1,), generator=generator))]
         with layer_randomness(generator, self.device):

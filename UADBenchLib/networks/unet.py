@@ -114,6 +114,11 @@ class UNet(nn.Module):
         self.halve = F.avg_pool2d if dimensions == 2 else F.avg_pool3d
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        h = F.silu(self.last_norm(self.features(x, condition)))
+        return unfold(self.last(h), self.fold_size)
+
+    def features(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Activations (N, widths[0], H/stem, W/stem) before the last normalisation."""
         embedded = None if self.embed is None else self.embed(sinusoidal_embedding(condition, self.width).to(x.dtype))
         h = self.stem(fold(x, self.fold_size))
         skips = []
@@ -123,4 +128,4 @@ class UNet(nn.Module):
         h = self.middle(h, embedded)
         for level, block in enumerate(self.up):
             h = block(torch.cat([F.interpolate(h, scale_factor=2.0) if level else h, skips.pop()], dim=1), embedded)
-        return unfold(self.last(F.silu(self.last_norm(h))), self.fold_size)
+        return h

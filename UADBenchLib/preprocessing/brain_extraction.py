@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from UADBenchLib.geometry import resample
 from UADBenchLib.scan import Check, no_check
 
 if TYPE_CHECKING:
-    from UADBenchLib.networks.unet import UNet
+    from UADBenchLib.networks.outline import OutlineNet
 
 SMALLEST_BRAIN_ML, LARGEST_BRAIN_ML = 600.0, 1950.0
 """Plausible brain mask volumes: below lie cropped fields of view, above lie heads."""
@@ -34,11 +34,13 @@ WORK_MM = 2.0
 STEP = 16
 """The sides of that grid are multiples of this."""
 
-CERTAIN, DOUBTFUL = 0.7, 0.62
-"""Certainty is 1 less the volume with probabilities between 0.1 and 0.9 as a share of the mask's. Good outlines
-reach about 0.8, since a border of half a voxel is always doubtful; noise without a head reaches 0.55. Below the first a
-warning is given, below the second the mask is refused."""
+SIZES = ("widths", "stem", "border", "layers")
+"""What ``build_network`` takes, by the names that the metadata have."""
 
+CERTAIN, DOUBTFUL = 0.7, 0.55
+"""Certainty is 1 less the volume with probabilities between 0.1 and 0.9 as a share of the mask's. Good outlines
+reach 0.7 to 0.8, since a border of a voxel is always doubtful; noise without a head reaches 0.4. Below the first a
+warning is given, below the second the mask is refused."""
 
 BRIGHT_RIM, BRIGHT_RIM_ML = 1.1, 3.0
 """Where grey and white matter are bright (T1w, FLAIR), no healthy tissue near the surface is brighter than what lies
@@ -172,7 +174,7 @@ def network_folder() -> Path:
 
 
 @lru_cache(maxsize=1)
-def _network() -> UNet:
+def _network() -> OutlineNet:
     """The trained network, in evaluation mode.
 
     Raises
@@ -188,7 +190,7 @@ def _network() -> UNet:
         file = folder / "models" / "model.safetensors"
         if hashlib.sha256(file.read_bytes()).hexdigest() != metadata["sha256"]:
             raise ValueError("checksum")
-        network = build_network(tuple(metadata["config"]["widths"]), metadata["config"]["stem"])
+        network = build_network(**{name: metadata["config"][name] for name in SIZES})
         network.load_state_dict({name: value.float() for name, value in load_file(file).items()})
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(
@@ -199,11 +201,11 @@ def _network() -> UNet:
     return network.eval().requires_grad_(False)
 
 
-def build_network(widths: tuple[int, ...], stem: int) -> UNet:
+def build_network(widths: Sequence[int], stem: int, border: int, layers: int) -> OutlineNet:
     """The untrained network: logits of brain on the work grid."""
-    from UADBenchLib.networks.unet import UNet
+    from UADBenchLib.networks.outline import OutlineNet
 
-    return UNet(widths, stem, dimensions=3)
+    return OutlineNet(tuple(widths), stem, border, layers)
 
 
 def _bfloat16() -> bool:

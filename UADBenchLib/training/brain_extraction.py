@@ -9,12 +9,13 @@ Run as ``python -m UADBenchLib.training.brain_extraction --maps DIR --cohort CSV
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -30,10 +31,13 @@ from UADBenchLib import __version__
 from UADBenchLib.cohort import CohortScan, read_cohort, select
 from UADBenchLib.geometry import canonical, resample
 from UADBenchLib.inference.device import autocast
-from UADBenchLib.preprocessing.brain_extraction import STEP, WORK_MM, build_network, to_work_grid
+from UADBenchLib.networks.outline import OutlineNet
+from UADBenchLib.networks.unet import fold
+from UADBenchLib.preprocessing.brain_extraction import SIZES, STEP, WORK_MM, build_network, to_work_grid
 from UADBenchLib.reading import read_mask, read_scan
 from UADBenchLib.scan import CONTRASTS, Progress
 from UADBenchLib.synthesis.anatomy import (
+    CLASS,
     Anatomy,
     brain_mask,
     deform,
@@ -49,6 +53,9 @@ from UADBenchLib.writing import atomic, write_json, write_text
 
 log = logging.getLogger(__name__)
 
+PATCH = 24
+"""Side of the cubes that the border is learnt on, in folded voxels."""
+
 LARGEST = (112, 128, 128)
 """Sides of the largest training volume on the work grid."""
 
@@ -61,16 +68,28 @@ HEAD_MM = 170.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """Size of the network, schedule, and shares of the kinds of heads (the rest has random intensities)."""
+    """Size of the network, schedule, and shares of the kinds of heads (the rest has random intensities).
+
+    The guess is learnt in ``steps`` of one head each. The border is learnt after that, in ``border_steps`` of
+    ``border_batch`` cubes of ``border_heads`` heads, with shares of their own.
+    """
 
     widths: tuple[int, ...] = (16, 32, 64, 64)
     stem: int = 2
+    border: int = 32
+    layers: int = 4
     steps: int = 7400
     learning_rate: float = 1.5e-3
     warm_up: int = 50
     ema: float = 0.99
     real: float = 0.35
     priors: float = 0.3
+    border_steps: int = 4900
+    border_rate: float = 6e-4
+    border_batch: int = 8
+    border_heads: int = 480
+    border_real: float = 0.25
+    border_priors: float = 0.6
 
 
 @dataclass(frozen=True)
@@ -122,8 +141,11 @@ def _synthetic(anatomy: Anatomy, rng: np.random.Generator, priors: bool) -> tupl
     head = deform(anatomy, drawn, voxel_mm=WORK_MM)
     mask = brain_mask(head)
     look = draw_look(str(rng.choice(CONTRASTS)), rng, 1.5) if priors else random_look(rng)
-    if rng.random() < 0.5:  # fat outshines everything in sequences that do not suppress it
-        look = replace(look, fat=float(rng.uniform(0.3, 2.5)))
+    if rng.random() < 0.5:  # fat outshines everything in sequences that do not suppress it, in the skull as well
+        fat = float(rng.uniform(0.3, 2.5))
+        means = list(look.means)
+        means[CLASS["marrow"]] = fat * float(rng.uniform(0.3, 1.0))
+        look = replace(look, fat=fat, means=tuple(means))
     acquisition = replace(
         draw_acquisition(rng, voxel_mm=_voxel(rng), noise=(0.005, 0.1), bias=(0.0, 0.6)),
         cut_mm=float(rng.uniform(-15.0, 110.0)) if rng.random() < 0.7 else 200.0,
@@ -288,46 +310,113 @@ def train(
     recipe = recipe or Recipe()
     rows = whole_heads(select(read_cohort(cohort, data), split="train"))
     paths = read_anatomies(maps)[:-HELD_OUT]
+    anatomies, real = [read_anatomy(path) for path in paths], load_real(rows)
     torch.manual_seed(seed)
-    network = build_network(recipe.widths, recipe.stem).train()
-    averaged = build_network(recipe.widths, recipe.stem)
-    averaged.load_state_dict(network.state_dict())
-    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
+    network = build_network(**{name: getattr(recipe, name) for name in SIZES})
     folder = Path(f"{out}.training")
-    found = load_checkpoint(folder, network, averaged, optimiser)
-    first = 0 if found is None else int(found["step"])
-    stream = HeadStream([read_anatomy(path) for path in paths], load_real(rows), recipe, seed, first)
-    losses, started = [], time.perf_counter()
-    heads = DataLoader(stream, batch_size=1, num_workers=workers)
-    for step, (work, target) in zip(range(first, recipe.steps), heads, strict=False):
-        losses.append(_step(network, averaged, optimiser, recipe, step, work, target))
+    total = recipe.steps + recipe.border_heads + recipe.border_steps
+
+    def done(count: int) -> None:
         if progress is not None:
-            progress("training", (step + 1) / recipe.steps)
-        if (step + 1) % 100 == 0:
-            seconds = (time.perf_counter() - started) / len(losses)
-            log.info("step %d: loss %.4f, %.2f s a step", step + 1, np.mean(losses[-100:]), seconds)
-            save_checkpoint(folder, network, averaged, optimiser, step=torch.tensor(step + 1))
-    return _write(out, averaged, recipe, seed, paths, rows)
+            progress("training", count / total)
+
+    def heads(recipe: Recipe, seed: int, first: int) -> DataLoader:
+        return DataLoader(HeadStream(anatomies, real, recipe, seed, first), batch_size=1, num_workers=workers)
+
+    run = _Run(network.guess, recipe.steps, recipe.learning_rate, recipe, folder / "guess")
+    for work, target in _while(run, heads(recipe, seed, run.step)):
+        with autocast(work.device):
+            logits = run.network(work)
+        run.advance(loss_of(logits.float(), target))
+        done(run.step)
+    network.guess.load_state_dict(run.averaged.state_dict())
+
+    run = _Run(network.border, recipe.border_steps, recipe.border_rate, recipe, folder / "border")
+    parts = []
+    others = heads(replace(recipe, real=recipe.border_real, priors=recipe.border_priors), seed + 1, 0)
+    for (work, target), _ in zip(others, range(recipe.border_heads), strict=False):
+        parts.append(_seen(network, work, target))
+        done(recipe.steps + len(parts))
+    for seen, guess, target in _while(run, _patches(parts, recipe.border_batch, seed, run.step)):
+        with autocast(seen.device):
+            change = run.network(seen)
+        run.advance(F.binary_cross_entropy_with_logits(guess + change.float(), target))
+        done(recipe.steps + recipe.border_heads + run.step)
+    network.border.load_state_dict(run.averaged.state_dict())
+    return _write(out, network, recipe, seed, paths, rows)
 
 
-def _step(network, averaged, optimiser, recipe: Recipe, step: int, work: Tensor, target: Tensor) -> float:
-    rate = (
-        recipe.learning_rate
-        * min(1.0, (step + 1) / recipe.warm_up)
-        * 0.5
-        * (1 + math.cos(math.pi * step / recipe.steps))
-    )
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    with autocast(work.device):
-        logits = network(work)
-    loss = loss_of(logits.float(), target)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    optimiser.step()
-    follow(averaged, network, step, recipe.ema)
-    return float(loss.detach())
+class _Run:
+    """Gradient steps of a part of the network, with averaged weights and a checkpoint that it goes on from."""
+
+    def __init__(self, network: nn.Module, steps: int, rate: float, recipe: Recipe, folder: Path) -> None:
+        self.network, self.averaged = network.train(), copy.deepcopy(network)
+        self.optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.01)
+        self.steps, self.rate, self.recipe, self.folder = steps, rate, recipe, folder
+        found = load_checkpoint(folder, network, self.averaged, self.optimiser)
+        self.step = 0 if found is None else int(found["step"])
+        self.losses, self.started = [], time.perf_counter()
+
+    def advance(self, loss: Tensor) -> None:
+        """Take a step down the gradient of ``loss``."""
+        warm, half_turn = min(1.0, (self.step + 1) / self.recipe.warm_up), math.pi * self.step / self.steps
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate * warm * 0.5 * (1 + math.cos(half_turn))
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+        follow(self.averaged, self.network, self.step, self.recipe.ema)
+        self.losses.append(float(loss.detach()))
+        self.step += 1
+        if self.step % 100 == 0:
+            seconds = (time.perf_counter() - self.started) / len(self.losses)
+            log.info("step %d: loss %.4f, %.2f s a step", self.step, np.mean(self.losses[-100:]), seconds)
+            save_checkpoint(self.folder, self.network, self.averaged, self.optimiser, step=torch.tensor(self.step))
+
+
+def _while(run: _Run, batches: Iterable) -> Iterator:
+    """Batches for as long as the run has steps to take."""
+    if run.step < run.steps:
+        for batch in batches:
+            yield batch
+            if run.step >= run.steps:
+                return
+
+
+Part = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _seen(network: OutlineNet, work: Tensor, target: Tensor) -> Part:
+    """What the border of a head is learnt from: what is seen, the logits of the guess, the mask, all (C, i, j, k) in
+    the box around the guess; and the places (N, 3) of the border."""
+    with torch.inference_mode(), autocast(work.device):
+        seen, logits, box = network.see(work)
+    mask = fold(target, network.guess.fold_size)[box][0]
+    guess = logits[box][0]
+    share = mask.mean(dim=0)
+    unsure = ((share > 0) & (share < 1)) | ((guess > 0).float().mean(dim=0) != share)
+    return seen[0].half(), guess.half(), mask.half(), unsure.nonzero()
+
+
+def _patches(parts: list[Part], count: int, seed: int, first: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Endless batches of cubes of ``PATCH`` around places of the border, each from another head."""
+    parts = [part for part in parts if len(part[3]) and min(part[0].shape[1:]) >= PATCH]
+    if not parts:
+        log.warning("the guess sees no brain in any of the heads: no border is learnt")
+        return
+    for number in itertools.count(first):
+        rng = np.random.default_rng((seed, number))
+        cubes = []
+        for index in rng.choice(len(parts), count, replace=len(parts) < count):
+            *arrays, places = parts[index]
+            place = places[int(rng.integers(len(places)))]
+            starts = [
+                min(max(0, int(p) - PATCH // 2), n - PATCH) for p, n in zip(place, arrays[0].shape[1:], strict=True)
+            ]
+            cube = (slice(None), *(slice(start, start + PATCH) for start in starts))
+            cubes.append([array[cube].float() for array in arrays])
+        yield tuple(torch.stack(values) for values in zip(*cubes, strict=True))
 
 
 def _write(out: Path, network, recipe: Recipe, seed: int, paths: list[Path], rows: list[CohortScan]) -> dict[str, Any]:
@@ -339,7 +428,7 @@ def _write(out: Path, network, recipe: Recipe, seed: int, paths: list[Path], row
         "schema_version": 1,
         "id": "brain-extraction",
         "version": __version__,
-        "config": {"widths": list(recipe.widths), "stem": recipe.stem, "voxel_mm": WORK_MM, "multiple": STEP},
+        "config": {name: getattr(recipe, name) for name in SIZES} | {"voxel_mm": WORK_MM, "multiple": STEP},
         "training": asdict(recipe),
         "trained_on": {
             "label_maps": [path.name for path in paths],
@@ -362,13 +451,17 @@ def _card(metadata: dict[str, Any]) -> str:
     licences = "; ".join(trained["licences"]) or "licence not stated"
     parts = [
         "# brain-extraction",
-        f"Outlines the brain in a head of any contrast: a 3-D U-Net at {WORK_MM:g} mm, trained on heads synthesised "
-        "with random contrast (the idea of SynthStrip, Hoopes et al. 2022, NeuroImage 260:119474) and on real T1w "
-        "heads. The outline is the hull of the brain with the CSF in its sulci.",
+        f"Outlines the brain in a head of any contrast: a 3-D U-Net at {WORK_MM:g} mm guesses it, wider convolutions "
+        "around the guess draw the border. Trained on heads synthesised with random contrast (the idea of SynthStrip, "
+        "Hoopes et al. 2022, NeuroImage 260:119474) and on real T1w heads. The outline is the hull of the brain with "
+        "the CSF in its sulci.",
         "## Training",
-        f"{shares['steps']} steps of one head each, seed {metadata['seed']}: {shares['real']:.0%} real heads, bent and "
-        f"recoloured; {shares['priors']:.0%} synthesised with the tissue contrast of T1w, T2w or FLAIR; the rest with "
-        "random intensities.",
+        f"The guess: {shares['steps']} steps of one head each, seed {metadata['seed']}: {shares['real']:.0%} real "
+        f"heads, bent and recoloured; {shares['priors']:.0%} synthesised with the tissue contrast of T1w, T2w or "
+        "FLAIR; the rest with random intensities. "
+        f"The border: {shares['border_steps']} steps of {shares['border_batch']} cubes around the borders of "
+        f"{shares['border_heads']} heads, {shares['border_real']:.0%} of them real and {shares['border_priors']:.0%} "
+        "with the contrast of T1w, T2w or FLAIR.",
         *([trained["history"]] if "history" in trained else []),
         f"- {len(trained['label_maps'])} whole-head label maps of SynthSeg (Apache-2.0).\n"
         f"- {len(trained['scans'])} whole T1w heads ({licences}); the outlines are automatic.",
