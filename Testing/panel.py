@@ -159,10 +159,10 @@ EXAMPLE = {
     "contrastComboBox": ["from name and image", "T1w", "T2w", "FLAIR"],
     "brainMaskSelector": ["None"],
     "contrastFilterComboBox": ["T1w", "all contrasts"],
-    "operatingPointComboBox": ["fpr-1pct (z > 4.34, 1.00% of healthy voxels)"],
+    "operatingPointComboBox": ["fpr-1pct (z > 4.38, 1.00% of healthy voxels)"],
     "deviceComboBox": ["NVIDIA RTX A4000 (14.2 GB free)"],
     "resultSelector": ["sub-01_T1w anomaly map (disyre-t1w-compact)"],
-    "pointComboBox": ["fpr-1pct (z > 4.34, 1.00% of healthy voxels)"],
+    "pointComboBox": ["fpr-1pct (z > 4.38, 1.00% of healthy voxels)"],
     "layoutComboBox": ["scan | map | reference"],
     "targetSelector": ["None"],
     "referenceSelector": ["sub-01_label-lesion_mask"],
@@ -170,12 +170,12 @@ EXAMPLE = {
 TEXTS = {
     "scanLabel": "The image looks like T1w: fluid darkest, white matter brightest.\nSignal to noise 21.4, contrast to "
     "noise 6.3.\nSlices are 6 mm thick. Small findings may be missed.",
-    "modelLabel": "disyre-t1w-compact, 6.4 MB. On lesions: tumour: best Dice 0.47 (n=3), multiple sclerosis: best Dice "
-    "0.07 (n=2).",
+    "modelLabel": "disyre-t1w-compact, 2.2 MB. On lesions: tumour: best Dice 0.47 (n=3), multiple sclerosis: best Dice "
+    "0.11 (n=2).",
     "stageLabel": "scoring – about 12 s left",
     "messageLabel": "There was not enough memory for this job. Try a smaller batch or cpu as the device, or close "
     "other programs.",
-    "findingsLabel": "3 findings above z = 4.3: 24.6 ml, highest peak 11.8.",
+    "findingsLabel": "3 findings above z = 4.4: 24.6 ml, highest peak 11.8.",
     "compareLabel": "The reference has other voxels than the scan: the nearest one counts.",
     "exportLabel": "9 files written: scan_model-disyre-t1w-compact_anomaly.nii.gz, …",
     "torchLabel": "found; it computes on NVIDIA RTX A4000 (14.2 GB free)",
@@ -228,7 +228,7 @@ def fill(panel: QtWidgets.QWidget) -> None:
                     item.setCheckState(QtCore.Qt.Checked if number == 0 else QtCore.Qt.Unchecked)
                 table.setItem(number, column, item)
         table.resizeColumnsToContents()
-    widget(panel, "thresholdSlider").value = 4.34
+    widget(panel, "thresholdSlider").value = 4.38
     widget(panel, "opacitySlider").value = 0.7
     widget(panel, "progressBar").setValue(640)
     for name, text in (("firstOfferButton", "Try with a smaller batch"), ("secondOfferButton", "Try on the processor")):
