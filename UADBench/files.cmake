@@ -345,6 +345,14 @@ set(UADBench_LIBRARY_RESOURCES
   Resources/Models/riad-t1w-compact/docs/loss.png
   Resources/Models/riad-t1w-compact/models/model.safetensors
   Resources/Models/riad-t1w-compact/models/reference.safetensors
+  Resources/Models/riad-t2w-compact/LICENSE
+  Resources/Models/riad-t2w-compact/configs/inference.json
+  Resources/Models/riad-t2w-compact/configs/metadata.json
+  Resources/Models/riad-t2w-compact/docs/README.md
+  Resources/Models/riad-t2w-compact/docs/loss.csv
+  Resources/Models/riad-t2w-compact/docs/loss.png
+  Resources/Models/riad-t2w-compact/models/model.safetensors
+  Resources/Models/riad-t2w-compact/models/reference.safetensors
   Resources/Models/ssl-backbone-t1w-compact/LICENSE
   Resources/Models/ssl-backbone-t1w-compact/configs/inference.json
   Resources/Models/ssl-backbone-t1w-compact/configs/metadata.json

@@ -470,7 +470,7 @@ def _card(metadata: dict[str, Any]) -> str:
         "## Figures",
         "`python Testing/measure_heads.py --data DATA --maps MAPS` writes docs/figures/brain_mask.csv.",
         "## Limits",
-        f"{metadata['intended_use']} Adult heads. A field of view that cuts the brain, tilts beyond about 40 degrees, "
+        f"{metadata['intended_use']} Adult heads. A field of view that cuts the brain, tilts beyond about 30 degrees, "
         "and large lesions at the brain's surface make the outline worse; an implausible volume and an uncertain "
         "outline are said in the checks of every result.",
     ]
