@@ -56,8 +56,10 @@ def process_group() -> Iterator[Group]:
         yield Group()
         return
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    group = Group(distributed.get_rank(), size)
     try:
-        yield Group(distributed.get_rank(), size)
+        yield group
+        group.wait()  # gloo may abort a process that leaves while another one still talks to it
     finally:
         distributed.destroy_process_group()
 
