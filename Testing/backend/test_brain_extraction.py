@@ -12,6 +12,7 @@ import pytest
 import torch
 from builders import affine_of, dice, rotation, write_cohort
 from phantom import phantom_labels, write_phantom
+from safetensors.torch import load_file
 from scipy.ndimage import distance_transform_edt
 
 from UADBenchLib.errors import CancelledError, InputError
@@ -240,6 +241,29 @@ class TestTraining:
 
     def test_the_same_seed_gives_the_same_weights(self, material: Path, tmp_path: Path) -> None:
         assert self.run(material, tmp_path / "a")["sha256"] == self.run(material, tmp_path / "b")["sha256"]
+
+    def test_the_border_is_learnt_where_brain_is_guessed(self, material: Path, tmp_path: Path, monkeypatch) -> None:
+        def sees_brain(**sizes: object) -> torch.nn.Module:
+            network = build_network(**sizes)
+            torch.nn.init.constant_(network.guess.last.bias, 3.0)  # untrained, it would see none
+            return network
+
+        monkeypatch.setattr(training, "build_network", sees_brain)
+        self.run(material, tmp_path / "network")
+        weights = load_file(tmp_path / "network" / "models" / "model.safetensors")
+        assert weights["border.last.weight"].abs().max() > 0, "the border's last layer starts at 0"
+
+    def test_sheets_lie_on_the_brain_and_not_in_it(self) -> None:
+        mask = np.zeros((40, 40, 40), dtype=bool)
+        mask[12:28, 12:28, 12:28] = True
+        changed = np.zeros_like(mask)
+        for seed in range(8):
+            image = np.full(mask.shape, 0.2, dtype=np.float32)
+            training._cover(image, mask, np.random.default_rng(seed))
+            changed |= image != np.float32(0.2)
+        assert not (changed & mask).any()
+        distance = distance_transform_edt(~mask, sampling=2.0)[changed]
+        assert distance.min() == 2.0 and distance.max() <= 11.0
 
     def test_heads_come_in_one_order_from_any_number_of_processes(self, material: Path) -> None:
         anatomies = [read_anatomy(material / "maps" / "head0_dseg.nii.gz")]

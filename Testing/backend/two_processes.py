@@ -4,8 +4,10 @@ batch's gradient does not depend on how many processes share it."""
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -44,4 +46,6 @@ if __name__ == "__main__":
     registry._MODULES += ("blur",)
     sys.modules["UADBenchLib.methods.blur"] = sys.modules["__main__"]
     cohort, store, out = sys.argv[1:4]
-    print(json.dumps(train("blur", cohort, contrast="T1w", out=out, store=store, device="cpu")))
+    summary = train("blur", cohort, contrast="T1w", out=out, store=store, device="cpu")
+    # A file of its own: what two processes print to one pipe can come out mixed.
+    Path(f"{out}.{os.environ.get('RANK', 0)}.json").write_text(json.dumps(summary))

@@ -155,6 +155,8 @@ def _synthetic(anatomy: Anatomy, rng: np.random.Generator, priors: bool) -> tupl
         _spoil(image, mask, rng)
     if rng.random() < 0.4:
         _spoil(image, _beside(mask), rng)
+    if rng.random() < 0.3:
+        _cover(image, mask, rng)
     voxels, affine = acquire(image, head, acquisition)
     return voxels, affine, reference_on(mask, head, voxels.shape, affine)
 
@@ -185,6 +187,20 @@ def _spoil(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Non
         image[inside] += (rng.uniform(0, 1.5) - image[inside]) * rng.uniform(0.3, 1.0)
 
 
+def _cover(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> None:
+    """Paint sheets of marrow or vessel over parts of the brain's surface, in place: in some heads no dark bone is seen
+    between it and what shines."""
+    from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+    distance = distance_transform_edt(~mask, sampling=WORK_MM)
+    field = gaussian_filter(rng.standard_normal(image.shape).astype(np.float32), float(rng.uniform(3.0, 8.0)))
+    nearest = float(rng.choice([0.0, 1.0, 2.0]) * WORK_MM)
+    shell = (distance > nearest) & (distance <= nearest + float(rng.uniform(2.0, 7.0)))
+    if shell.any():
+        sheet = shell & (field > np.quantile(field[shell], float(rng.uniform(0.3, 0.9))))
+        image[sheet] += (float(rng.uniform(0.4, 1.6)) - image[sheet]) * float(rng.uniform(0.5, 1.0))
+
+
 def _real(head: RealHead, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A real head, bent and recoloured: voxels, affine, brain mask."""
     drawn = draw_deformation(rng, degrees=18.0 if rng.random() < 0.3 else 5.0, scale=0.07, bend_mm=(0.5, 5.0))
@@ -209,6 +225,8 @@ def _real(head: RealHead, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
         _spoil(voxels, mask, rng)
     if rng.random() < 0.25:
         _spoil(voxels, _beside(mask), rng)
+    if rng.random() < 0.3:
+        _cover(voxels, mask, rng)
     scanned, grid = acquire(voxels, carrier, acquisition)
     return scanned, grid, reference_on(mask, carrier, scanned.shape, grid)
 
