@@ -147,6 +147,13 @@ trained on (T2w, FLAIR). `tumour-auto` (glioma, automatic references), `ms-ljubl
 `stroke` are real development cases: they were looked at while the methods were built, though no threshold was
 set on them. n is the number of scans.
 
+## At a glance
+
+Dice at `fpr-1pct` / average precision; healthy FPR is the lowest and the highest mean over the groups of healthy test
+scans, nominally 1 %; s are seconds a scan.
+
+{overview}
+
 ## Lesions
 
 {lesions}
@@ -158,6 +165,41 @@ have no lesion that was reported.
 
 {healthy}
 """
+
+
+COLUMNS = {
+    "tumours ≥ 10 ml": "synthetic tumour of at least 10 ml",
+    "strokes": "synthetic stroke",
+    "MS": "synthetic ms",
+    "WMH": "synthetic wmh",
+    "tumour-auto": "tumour-auto",
+    "ms-ljubljana": "ms-ljubljana",
+    "stroke": "stroke",
+}
+"""Kinds of cases by the names that the overview has for them; the first four are synthetic."""
+
+
+def overview(lesions: list[dict[str, object]], healthy: list[dict[str, object]]) -> str:
+    """A table a contrast, with one row a model: Dice and average precision for each kind of case."""
+    tables = []
+    for contrast in CONTRASTS:
+        models = dict.fromkeys(str(row["model"]) for row in lesions if contrast_of(str(row["model"])) == contrast)
+        rows = []
+        for model in models:
+            rates = [
+                100 * float(row["fpr"])
+                for row in healthy
+                if (row["model"], row["operating_point"]) == (model, "fpr-1pct")
+            ]
+            cases = {row["cases"]: row for row in lesions if row["model"] == model}
+            columns = {name: cases[kind] for name, kind in COLUMNS.items() if kind in cases}
+            rows.append(
+                {"model": f"`{model}`", "healthy FPR": f"{min(rates):.2f} to {max(rates):.2f} %"}
+                | {f"{name} (n = {row['n']})": f"{row['dice']:.2f} / {row['ap']:.2f}" for name, row in columns.items()}
+                | {"s": next(iter(cases.values()))["seconds"]}
+            )
+        tables.append(f"### {contrast}\n\n{markdown(rows)}")
+    return "\n\n".join(tables)
 
 
 def write_card(model: str, healthy: list[dict[str, object]], lesions: list[dict[str, object]]) -> None:
@@ -214,7 +256,7 @@ def main() -> None:
         write_card(model, healthy, lesions)
     write_csv(given.out / "healthy.csv", healthy, list(healthy[0]))
     write_csv(given.out / "models.csv", lesions, list(lesions[0]))
-    page = PAGE.format(lesions=markdown(lesions), healthy=markdown(healthy))
+    page = PAGE.format(overview=overview(lesions, healthy), lesions=markdown(lesions), healthy=markdown(healthy))
     write_text(given.out.parent / "models.md", page)
 
 

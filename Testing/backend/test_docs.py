@@ -8,6 +8,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pandas
 import pytest
 from phantom import write_phantom
 
@@ -89,6 +90,23 @@ PAGES = [*sorted((REPOSITORY / "docs").rglob("*.md")), REPOSITORY / "README.md"]
 def test_figures_and_links_are_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_the_figures_of_the_readme_are_those_that_were_measured() -> None:
+    lines = (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
+    shown = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines if re.match(r"\| `.*-compact`", line)
+    ]
+    assert len(shown) >= 9
+    lesions = pandas.read_csv(REPOSITORY / "docs" / "figures" / "models.csv").set_index(["model", "cases"])
+    healthy = pandas.read_csv(REPOSITORY / "docs" / "figures" / "healthy.csv").set_index(["model", "operating_point"])
+    kinds = ["tumour of at least 10 ml", "stroke", "ms", "wmh"]
+    for model, rate, *cells, seconds in shown:
+        rates = 100 * healthy["fpr"][model, "fpr-1pct"]
+        assert rate == f"{rates.min():.2f} to {rates.max():.2f} %"
+        measured = lesions.loc[[(model, case) for case in (*(f"synthetic {kind}" for kind in kinds), "tumour-auto")]]
+        assert cells == [f"{row.dice:.2f} / {row.ap:.2f}" for row in measured.itertuples()], model
+        assert float(seconds) == measured["seconds"].iloc[0]
 
 
 def test_every_method_has_a_page() -> None:
