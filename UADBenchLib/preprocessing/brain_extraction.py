@@ -44,7 +44,7 @@ warning is given, below the second the mask is refused."""
 
 BRIGHT_RIM, BRIGHT_RIM_ML = 1.1, 3.0
 """Where grey and white matter are bright (T1w, FLAIR), no healthy tissue near the surface is brighter than what lies
-deep by more than the first factor: 26 heads measure less than the second of such rim, one with fat in it 11 ml."""
+deep by more than the first factor: 26 heads measure less than the second of such rim, one with fat in it 9 ml."""
 
 
 @dataclass(frozen=True)

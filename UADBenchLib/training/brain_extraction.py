@@ -84,7 +84,7 @@ class Recipe:
     ema: float = 0.99
     real: float = 0.35
     priors: float = 0.3
-    border_steps: int = 4900
+    border_steps: int = 5500
     border_rate: float = 6e-4
     border_batch: int = 8
     border_heads: int = 480
