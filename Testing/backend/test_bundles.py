@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -20,7 +21,9 @@ from filelock import FileLock
 from UADBenchLib.bundles import bundle as bundles
 from UADBenchLib.bundles import catalogue
 from UADBenchLib.bundles.bundle import bundle_id, load_bundle, load_metadata, save_bundle, sha256_of
+from UADBenchLib.bundles.card import render_card
 from UADBenchLib.errors import InputError
+from UADBenchLib.methods.registry import method_class
 from UADBenchLib.preprocessing.recipe import Recipe
 from UADBenchLib.scan import CONTRASTS
 from UADBenchLib.writing import write_json
@@ -414,3 +417,21 @@ def test_all_shipped_together_are_small_enough() -> None:
 def test_a_copied_bundle_works_from_anywhere(folder: Path, tmp_path: Path) -> None:
     moved = shutil.move(folder, tmp_path / "with a space" / "ünïcode")
     assert load_bundle(moved).metadata.id == "disyre-t1w-compact"
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_a_shipped_card_says_how_it_was_made(folder: Path) -> None:
+    metadata = load_metadata(folder)
+    card = (folder / "docs" / "README.md").read_text(encoding="utf-8")
+    assert card == render_card(metadata)
+    (command,) = re.findall(r"^uadbench train (.*)$", card, re.MULTILINE)
+    words = command.split()
+    told = dict(zip(words[1::2], words[2::2], strict=True))
+    # `make models` takes the preset's steps but where the Makefile says others.
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    others = dict(re.findall(r"(\w+-(?:t1w|t2w|flair)):(\d+)", makefile))
+    preset = method_class(metadata.method).presets["compact"]
+    steps = preset.schedule.steps if preset.schedule else 0
+    wanted = others.get(f"{metadata.method}-{metadata.contrast.lower()}", str(steps))
+    assert told.get("--steps", "0") == wanted
+    assert told["--seed"] == "0" and told["--out"] == metadata.id

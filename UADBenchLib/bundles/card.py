@@ -57,7 +57,19 @@ def _training(metadata: Metadata) -> str:
         f"{metadata.seed}.{nobody} "
         f"Prepared by recipe `{metadata.recipe_hash}` (registration: {metadata.space.registration}, to "
         f"{metadata.space.template}, "
-        f"{metadata.space.voxel_mm:g} mm).\n\n" + table(rows) + history
+        f"{metadata.space.voxel_mm:g} mm).\n\n" + table(rows) + history + f"\n\n```\n{_commands(metadata)}\n```"
+    )
+
+
+def _commands(metadata: Metadata) -> str:
+    """The commands that a bundle like this one is made by."""
+    steps = f"--steps {metadata.steps} " if metadata.steps else ""
+    fraction = metadata.trained_on.get("fraction", 1)
+    share = f"--fraction {fraction:g} " if fraction != 1 else ""
+    return (
+        f"uadbench train {metadata.method} --cohort COHORT --contrast {metadata.contrast} --preset {metadata.preset} "
+        f"{steps}{share}--seed {metadata.seed} --out {metadata.id}\n"
+        f"uadbench calibrate {metadata.id} --healthy COHORT"
     )
 
 
