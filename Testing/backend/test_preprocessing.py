@@ -27,7 +27,14 @@ from UADBenchLib.preprocessing.bias_field import correct_bias_field
 from UADBenchLib.preprocessing.brain_extraction import find_brain
 from UADBenchLib.preprocessing.intensity import CLIP, normalise
 from UADBenchLib.preprocessing.recipe import STAGES, Prepared, Recipe, _as_scan, prepare
-from UADBenchLib.preprocessing.registration import Quality, centre_start, load_template, register, register_brain
+from UADBenchLib.preprocessing.registration import (
+    Quality,
+    Registration,
+    centre_start,
+    load_template,
+    register,
+    register_brain,
+)
 from UADBenchLib.scan import Scan
 
 Sample = tuple[Scan, np.ndarray, np.ndarray]
@@ -146,6 +153,29 @@ class TestStarts:
         starts = registration._further_starts(pair, lambda: None)
         assert len(starts) == registration.MOST_STARTS
         assert min(farthest(start, world) for _, start in starts) < 45
+
+    @pytest.mark.parametrize(
+        ("turned", "off", "followed"),
+        [(20.0, 3.0, 1), (5.0, 3.0, 4), (20.0, 6.0, 4)],
+        ids=["from afar to the same place", "from nearby", "to another place"],
+    )
+    def test_a_place_that_is_found_twice_is_settled(
+        self, monkeypatch: pytest.MonkeyPatch, turned: float, off: float, followed: int
+    ) -> None:
+        """Figures that are fair and no more keep it looking, until another start confirms what was found."""
+
+        def attempt(pair: object, name: str, start: np.ndarray, check: object) -> Registration:
+            world = np.eye(4)
+            world[0, 3] = 0 if name == "centre" else off
+            return Registration(world, replace(GOOD, similarity=0.3), name)
+
+        monkeypatch.setattr(registration._Pair, "of", classmethod(lambda *_: None))
+        monkeypatch.setattr(registration, "_attempt", attempt)
+        starts = [(f"start {number}", tilted((turned, 0.0, 0.0))) for number in range(4)]
+        monkeypatch.setattr(registration, "_further_starts", lambda *_: starts)
+        template = load_template(2)
+        found = register_brain(template.voxels, template.affine, template.mask)
+        assert (found.start, found.retries) == ("centre", followed)
 
     def test_what_is_no_brain_is_refused_after_all_starts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(registration, "MOST_STARTS", 1)

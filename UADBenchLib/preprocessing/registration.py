@@ -50,6 +50,10 @@ CLEARLY_BETTER = 0.02
 MOST_STARTS = 4
 """Further starts that are followed to the end when the first one gives a poor registration."""
 
+SAME_PLACE_MM, TRAVELLED_DEGREES = 4.0, 10.0
+"""Two registrations that keep within this distance over the whole brain have ended at the same place. Where the second
+turned by as much as this to get there, that is no chance, and further starts would find nothing else."""
+
 
 @dataclass(frozen=True)
 class Template:
@@ -154,8 +158,8 @@ def register_brain(
 
     The centre start suits every head that lies about upright in its header's frame and is the only one that is
     followed for them. Otherwise the brain's principal axes and rotations about them are compared with the template as
-    they are, and the best ``MOST_STARTS`` are followed until one gives a reliable registration; else the best of all
-    counts.
+    they are, and the best ``MOST_STARTS`` are followed until one gives a reliable registration, or comes from afar to
+    the place of the best before it; else the best of all counts.
 
     Parameters
     ----------
@@ -182,8 +186,9 @@ def register_brain(
     for retries, (name, start) in enumerate(_further_starts(pair, check), start=1):
         attempt = _attempt(pair, name, start, check)
         clearly = (attempt.quality.merit[0], attempt.quality.merit[1] - CLEARLY_BETTER) > best.quality.merit
+        confirmed = not attempt.quality.faults() and _confirms(attempt.world, start, best.world)
         best = replace(attempt if clearly else best, retries=retries)
-        if not best.quality.faults(reliable=True):
+        if confirmed or not best.quality.faults(reliable=True):
             break
     return _accepted(best)
 
@@ -220,6 +225,14 @@ def register(
     """
     check = check or no_check
     return _accepted(_attempt(_Pair.of(voxels, affine, mask), "given", start, check))
+
+
+def _confirms(world: np.ndarray, start: np.ndarray, other: np.ndarray) -> bool:
+    """Whether a registration that began at ``start`` came from afar to the place of another one."""
+    template = load_template(2)
+    places = np.argwhere(template.mask)[::50] @ template.affine[:3, :3].T + template.affine[:3, 3]
+    apart = np.linalg.norm(places @ (world - other)[:3, :3].T + (world - other)[:3, 3], axis=1)
+    return bool(apart.max() <= SAME_PLACE_MM and _turned_by(np.linalg.inv(start) @ world) >= TRAVELLED_DEGREES)
 
 
 def _turned_by(world: np.ndarray) -> float:
