@@ -18,7 +18,7 @@ from torch import Tensor
 
 from UADBenchLib.corruption import augmentation
 from UADBenchLib.corruption.noise import pyramid_noise, slice_noise
-from UADBenchLib.methods.base import Method, Preset, Schedule, Slices, layer_randomness, published
+from UADBenchLib.methods.base import Method, Preset, Schedule, Slices, brain_average, layer_randomness, published
 from UADBenchLib.methods.frame import Frame
 from UADBenchLib.networks.diffusion_unet import DiffusionUNet, DiffusionUNetSettings
 from UADBenchLib.networks.unet import UNet
@@ -53,6 +53,9 @@ class AndiConfig:
         Weight of each coarser field of the training noise relative to the next finer one.
     highest : float
         Largest intensity that the model may answer.
+    averaged : int
+        Side of the square over which the difference is averaged before its size is taken, in pixels of the frame; 1
+        as published. See ``brain_average``.
     floor : float
         Added to squared differences, in units of [-1, 1], before the logarithm.
     published_scale : bool
@@ -75,6 +78,7 @@ class AndiConfig:
     even_times: bool = False
     discount: float = 0.9
     highest: float = 1.5
+    averaged: int = 5
     floor: float = 1e-6
     published_scale: bool = False
     augment: bool = True
@@ -94,6 +98,7 @@ PAPER = AndiConfig(
     levels=100,
     even_times=True,
     highest=1.0,
+    averaged=1,
     floor=1e-12,
     published_scale=True,
     augment=False,
@@ -181,12 +186,13 @@ class Andi(Method):
         return (alpha * noisy - sigma * self._velocity(noisy, times)).clamp(-1, 2 * self.config.highest - 1)
 
     def score(self, slices: Slices, generator: torch.Generator) -> Tensor:
-        images, _ = self.frame.enter(slices.images, slices.masks)
+        images, masks = self.frame.enter(slices.images, slices.masks)
         images, total = 2 * images - 1, torch.zeros_like(images)
         times = self.times().tolist()
         for time in times:
             noise = slice_noise(slices.positions, images.shape, generator)
-            total += ((self._cleaned(images, time, noise) - images).square() + self.config.floor).log()
+            difference = brain_average(self._cleaned(images, time, noise) - images, masks, self.config.averaged)
+            total += (difference.square() + self.config.floor).log()
         mean = (total / len(times)).exp()
         mean = self.posterior_factor() * mean if self.config.published_scale else mean.sqrt() / 2
         return self.frame.leave(mean, slices.images.shape) * slices.masks

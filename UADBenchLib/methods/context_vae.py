@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from UADBenchLib.corruption import augmentation
-from UADBenchLib.methods.base import Method, Preset, Schedule, Slices, published
+from UADBenchLib.methods.base import Method, Preset, Schedule, Slices, brain_average, published
 from UADBenchLib.methods.frame import Frame
 
 SCORES = ("residual", "gradient", "latent")
@@ -47,6 +47,9 @@ class ContextVaeConfig:
         Squares painted over in a slice, at most; their sides are up to half of the slice.
     score : str
         ``"residual"``, ``"gradient"`` or ``"latent"``.
+    averaged : int
+        Side of the square over which the difference is averaged before its size is taken, in pixels of the frame; 1
+        as published. See ``brain_average``.
     smoothing : int
         Side of the mean filter over gradients, in pixels.
     size, scale
@@ -62,6 +65,7 @@ class ContextVaeConfig:
     divergence: float = 0.01
     squares: int = 3
     score: str = "residual"
+    averaged: int = 7
     smoothing: int = 5
     size: int = 0
     scale: int = 1
@@ -73,7 +77,15 @@ class ContextVaeConfig:
 
 
 PAPER = ContextVaeConfig(
-    widths=(16, 64, 256, 1024), code=1024, pixels=(256, 256), kernel=3, plain=True, size=256, scale=2, augment=False
+    widths=(16, 64, 256, 1024),
+    code=1024,
+    pixels=(256, 256),
+    kernel=3,
+    plain=True,
+    averaged=1,
+    size=256,
+    scale=2,
+    augment=False,
 )
 
 
@@ -139,8 +151,9 @@ class ContextVae(Method):
     def score(self, slices: Slices, generator: torch.Generator) -> Tensor:
         if self.config.score == "latent":
             return self.slice_scores(slices, generator)[:, None, None, None] * slices.masks
-        images, _ = self.frame.enter(slices.images, slices.masks)
-        residual = (images - self._decode(self._encode(images)[0])).abs()
+        images, masks = self.frame.enter(slices.images, slices.masks)
+        difference = images - self._decode(self._encode(images)[0])
+        residual = brain_average(difference, masks, self.config.averaged).abs()
         if self.config.score == "gradient":
             residual = residual * self._pull(images)
         return self.frame.leave(residual, slices.images.shape) * slices.masks

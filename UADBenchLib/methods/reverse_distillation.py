@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from UADBenchLib.methods.base import Preset, Schedule, Slices, published
+from UADBenchLib.methods.base import Preset, Schedule, Slices, brain_average, published
 from UADBenchLib.methods.features import FeatureConfig, FeatureMethod
 from UADBenchLib.networks.distillation import Bottleneck, Decoder
 
@@ -35,6 +35,9 @@ class ReverseDistillationConfig(FeatureConfig):
         Blocks of a Wide ResNet-50 instead of basic ones.
     by_place : float
         Weight of the loss place by place; 0 as published.
+    averaged : int
+        Side of the square, in pixels of the frame, over which features are averaged before teacher and student are
+        compared; on every map the nearest odd number of its own places; 1 as published. See ``brain_average``.
     unused_layer : bool
         See ``Bottleneck``.
     """
@@ -46,6 +49,7 @@ class ReverseDistillationConfig(FeatureConfig):
     blocks: tuple[int, ...] = (1, 1, 1)
     wide: bool = False
     by_place: float = 1.0
+    averaged: int = 10
     unused_layer: bool = False
 
 
@@ -63,6 +67,7 @@ PAPER = ReverseDistillationConfig(
     blocks=(3, 4, 6),
     wide=True,
     by_place=0.0,
+    averaged=1,
     unused_layer=True,
 )
 
@@ -106,9 +111,14 @@ class ReverseDistillation(FeatureMethod):
 
     def score(self, slices: Slices, generator: torch.Generator) -> Tensor:
         maps = self.maps(slices)
-        pairs = zip(maps, self._student(maps), strict=True)
-        scores = [self.to_grid((1 - F.cosine_similarity(t, s)).clamp(min=0)[:, None], slices) for t, s in pairs]
-        return torch.stack(scores).sum(dim=0)
+        _, masks = self.frame.enter(slices.images, slices.masks)
+        total = torch.zeros_like(slices.images)
+        for taught, learnt, stride in zip(maps, self._student(maps), self.backbone.strides, strict=True):
+            share = F.adaptive_avg_pool2d(masks.to(taught), taught.shape[-2:])
+            side = 2 * (self.config.averaged // (2 * stride)) + 1
+            taught, learnt = (brain_average(part, share, side) for part in (taught, learnt))
+            total += self.to_grid((1 - F.cosine_similarity(taught, learnt)).clamp(min=0)[:, None], slices)
+        return total
 
 
 METHOD = ReverseDistillation

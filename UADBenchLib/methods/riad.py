@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from UADBenchLib.corruption.anomalies import with_anomalies
-from UADBenchLib.methods.base import Method, Preset, Schedule, Slices, layer_randomness, published
+from UADBenchLib.methods.base import Method, Preset, Schedule, Slices, brain_average, layer_randomness, published
 from UADBenchLib.methods.frame import Frame
 from UADBenchLib.networks.diffusion_unet import DiffusionUNet, DiffusionUNetSettings
 from UADBenchLib.networks.similarity import gradient_similarity_maps, ssim_map
@@ -145,15 +145,7 @@ class Riad(Method):
         scores = self.frame.leave(total, slices.images.shape).clamp(min=0)
         if self.config.subtract_minimum and slices.masks.any():
             scores = (scores - scores[slices.masks].min()).clamp(min=0)
-        return self._smooth(scores, slices.masks)
-
-    def _smooth(self, scores: Tensor, masks: Tensor) -> Tensor:
-        """Mean over a square within the brain."""
-        window, inside = self.config.smoothing, masks.to(scores.dtype)
-        if window == 1:
-            return scores * inside
-        share = F.avg_pool2d(inside, window, 1, window // 2)
-        return F.avg_pool2d(scores * inside, window, 1, window // 2) / share.clamp(min=1e-6) * inside
+        return brain_average(scores, slices.masks, self.config.smoothing) * slices.masks
 
     def reconstruct(self, slices: Slices, generator: torch.Generator) -> Tensor:
         """The stitched slice for squares of the middle size."""

@@ -32,6 +32,9 @@ class UniadConfig(FeatureConfig):
         See ``QueryTransformer``.
     jitter : (float, float)
         Range of the noise on tokens in training, relative to a token's length over the number of its channels.
+    cosine : bool
+        Score one minus the cosine of a place's features and their reconstruction instead of the length of the
+        difference: how loud the features of a place are then no longer counts.
     brain_only : bool
         Weigh the loss by the share of brain in a token: standardised features of the background lie so far off that
         they would outweigh the brain.
@@ -47,6 +50,7 @@ class UniadConfig(FeatureConfig):
     decoders: int = 2
     neighbourhood: int = 5
     jitter: tuple[float, float] = (5.0, 20.0)
+    cosine: bool = True
     brain_only: bool = True
 
 
@@ -67,12 +71,13 @@ PAPER = UniadConfig(
     decoders=4,
     neighbourhood=7,
     jitter=(5.0, 5.0),
+    cosine=False,
     brain_only=False,
 )
 
 
 class Uniad(FeatureMethod):
-    """Score: length of the difference between a place's features and their reconstruction."""
+    """Score: difference between a place's features and their reconstruction, in direction or in length."""
 
     name = "uniad"
     paper = "You et al. 2022, arXiv 2206.03687"
@@ -113,7 +118,11 @@ class Uniad(FeatureMethod):
 
     def score(self, slices: Slices, generator: torch.Generator) -> Tensor:
         tokens = self._tokens(self.maps(slices))
-        error = (self.network(tokens).float() - tokens).norm(dim=2)
+        restored = self.network(tokens).float()
+        if self.config.cosine:
+            error = (1 - F.cosine_similarity(restored, tokens, dim=2)).clamp(min=0)
+        else:
+            error = (restored - tokens).norm(dim=2)
         return self.to_grid(error.unflatten(1, self.config.grid)[:, None], slices)
 
 
