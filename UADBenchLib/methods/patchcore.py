@@ -52,7 +52,7 @@ class PatchCoreConfig(FeatureConfig):
     """
 
     taps: tuple[str, ...] = ("stage1", "stage2")
-    neighbourhood: int = 5
+    neighbourhood: int = 3
     pooled: int = 0
     memory: int = 6_000
     pool: int = 100_000
