@@ -59,7 +59,7 @@ def learnt(name: str, preset: str) -> Method:
     move(method, 0.02)
     method.fit(healthy)
     if name == "fae":  # before any step its maps are like nothing, and no lesion could be less so
-        take_steps(method, healthy, 24, rate=3e-3)
+        take_steps(method, healthy, 48, rate=3e-3)
     method.eval().requires_grad_(False)
     method.finish(healthy)
     return method
