@@ -34,7 +34,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     autoencoder = DenoisingAutoencoderConfig(widths=(8, 16))
     monkeypatch.setitem(DenoisingAutoencoder.presets, "compact", Preset(autoencoder, schedule))
     monkeypatch.setitem(Disyre.presets, "compact", Preset(DisyreConfig(widths=(8, 16)), schedule))
-    features = FaeConfig(widths=(8, 8, 8), source="random")
+    features = FaeConfig(widths=(8, 8), source="random")
     monkeypatch.setitem(Fae.presets, "compact", Preset(features, schedule))
 
 
