@@ -3,8 +3,8 @@
 Shallow feature maps of a frozen backbone are autoencoded under a loss of structural similarity, so that texture and
 structure have to be explained and not intensity alone; the score is the structural dissimilarity of the maps and their
 reconstruction. The compact preset uses standardised maps of the small backbone, and its deeper ones, since the shallow
-ones are mostly noise in real T1w slices; it learns to restore the maps of slices with synthetic anomalies, and has one window for loss
-and score, where the published evaluation has windows of 5 and 11.
+ones are mostly noise in real T1w slices; it learns to restore the maps of slices with synthetic anomalies, and has one
+window for loss and score, where the published evaluation has windows of 5 and 11.
 """
 
 from __future__ import annotations
