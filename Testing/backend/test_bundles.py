@@ -35,7 +35,6 @@ LEAST_AVERAGE_PRECISION = {
     "intensity-norm-t1w-compact": 0.08,
     "intensity-norm-t2w-compact": 0.08,
     "intensity-norm-flair-compact": 0.08,
-    "fae-t1w-compact": 0.05,
     "patchcore-t1w-compact": 0.08,
     "denoising-autoencoder-t2w-compact": 0.1,
 }

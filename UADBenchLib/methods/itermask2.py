@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from UADBenchLib.corruption import augmentation
 from UADBenchLib.corruption.inpainting import inpainting_masks
 from UADBenchLib.corruption.noise import slice_noise
-from UADBenchLib.methods.base import Method, Preset, Schedule, Slices, layer_randomness, published
+from UADBenchLib.methods.base import Method, Preset, Schedule, Slices, brain_average, layer_randomness, published
 from UADBenchLib.methods.frame import Frame
 from UADBenchLib.networks.diffusion_unet import DiffusionUNet, DiffusionUNetSettings
 from UADBenchLib.networks.unet import UNet
@@ -54,6 +54,9 @@ class IterMask2Config:
         Weight of the training error under the mask relative to the rest.
     mask_bonus : float
         How much more a pixel of the final mask counts in the score; 0 as in the benchmark.
+    averaged : int
+        Side of the square over which the difference is averaged, sign and all, before it is squared; 1 as in the
+        benchmark. See ``brain_average``.
     normalisation : str
         Of the published U-Net; see ``DiffusionUNetSettings``.
     """
@@ -73,6 +76,7 @@ class IterMask2Config:
     most: int = 8
     hidden_weight: float = 4.0
     mask_bonus: float = 1.0
+    averaged: int = 9
     normalisation: str = "batch"
     augment: bool = True
     causal: bool = False
@@ -90,6 +94,7 @@ PAPER = IterMask2Config(
     most=100,
     hidden_weight=1.0,
     mask_bonus=0.0,
+    averaged=1,
     augment=False,
 )
 
@@ -194,7 +199,9 @@ class IterMask2(Method):
 
     def score(self, slices: Slices, generator: torch.Generator) -> Tensor:
         images, restored, hidden = self._shrink(slices, generator)
-        error = (images - restored).square() * (1 + self.config.mask_bonus * hidden)
+        _, masks = self.frame.enter(slices.images, slices.masks)
+        difference = brain_average(images - restored, masks, self.config.averaged)
+        error = difference.square() * (1 + self.config.mask_bonus * hidden)
         return self.frame.leave(error, slices.images.shape) * slices.masks
 
     def reconstruct(self, slices: Slices, generator: torch.Generator) -> Tensor:

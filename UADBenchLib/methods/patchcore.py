@@ -58,7 +58,7 @@ class PatchCoreConfig(FeatureConfig):
     pool: int = 100_000
     projection: int = 32
     starts: int = 10
-    place_mm: float = 10.0
+    place_mm: float = 2.5
     brain_only: bool = True
     squared: bool = False
     seed: int = 0
@@ -183,8 +183,8 @@ class PatchCore(FeatureMethod):
         squares = memory.square().sum(dim=1)
         found = [torch.zeros(0, device=descriptions.device)]
         for part in descriptions.split(CHUNK):
-            least = (squares - 2 * part @ memory.T).amin(dim=1) + part.square().sum(dim=1)
-            found.append(least.clamp(min=0))
+            nearest = memory[(squares - 2 * part @ memory.T).argmin(dim=1)]
+            found.append((part - nearest).square().sum(dim=1))  # anew: the product rounds small distances away
         distances = torch.cat(found)
         return distances if self.config.squared else distances.sqrt()
 

@@ -44,6 +44,9 @@ class RiadConfig:
         abnormal itself.
     residual : float
         Weight of the absolute difference in the score; 0 as published, which leaves even lesions out but for their rim.
+    averaged : int
+        Side of the square over which the difference is averaged, sign and all, before its size counts; 1 leaves it out.
+        See ``brain_average``.
     published_weights : bool
         Divide the score of each size by its number of cells.
     subtract_minimum : bool
@@ -63,6 +66,7 @@ class RiadConfig:
     augment: bool = True
     restore: bool = True
     residual: float = 1.0
+    averaged: int = 9
     published_weights: bool = False
     subtract_minimum: bool = False
     causal: bool = False
@@ -80,6 +84,7 @@ PAPER = RiadConfig(
     augment=False,
     restore=False,
     residual=0.0,
+    averaged=1,
     published_weights=True,
 )
 
@@ -133,13 +138,14 @@ class Riad(Method):
         return (painted * hidden).sum(dim=0)
 
     def score(self, slices: Slices, generator: torch.Generator) -> Tensor:
-        images, _ = self.frame.enter(slices.images, slices.masks)
+        images, masks = self.frame.enter(slices.images, slices.masks)
         total = torch.zeros_like(images)
         for cell in self.config.cells:
             stitched = self._stitched(images, cell, generator)
             maps = gradient_similarity_maps(images, stitched)
             alike = torch.stack([F.interpolate(part, images.shape[-2:], mode="bilinear") for part in maps]).mean(dim=0)
-            unlike = 1 - alike + self.config.residual * (images - stitched).abs()
+            difference = brain_average(images - stitched, masks, self.config.averaged)
+            unlike = 1 - alike + self.config.residual * difference.abs()
             cells = -(-images.shape[-2] // cell) * -(-images.shape[-1] // cell)
             total += unlike / (cells if self.config.published_weights else len(self.config.cells))
         scores = self.frame.leave(total, slices.images.shape).clamp(min=0)

@@ -33,8 +33,8 @@ class UniadConfig(FeatureConfig):
     jitter : (float, float)
         Range of the noise on tokens in training, relative to a token's length over the number of its channels.
     cosine : bool
-        Score one minus the cosine of a place's features and their reconstruction instead of the length of the
-        difference: how loud the features of a place are then no longer counts.
+        Score one minus the cosine of a place's features and their reconstruction, mean over the backbone's maps,
+        instead of the length of the difference: how loud the features of a place are then no longer counts.
     brain_only : bool
         Weigh the loss by the share of brain in a token: standardised features of the background lie so far off that
         they would outweigh the brain.
@@ -42,13 +42,13 @@ class UniadConfig(FeatureConfig):
 
     taps: tuple[str, ...] = ("stem", "stage1", "stage2", "stage3")
     restore: bool = True
-    grid: tuple[int, int] = (10, 12)
+    grid: tuple[int, int] = (15, 18)
     width: int = 96
     heads: int = 4
     inner: int = 256
     encoders: int = 2
     decoders: int = 2
-    neighbourhood: int = 5
+    neighbourhood: int = 7
     jitter: tuple[float, float] = (5.0, 20.0)
     cosine: bool = True
     brain_only: bool = True
@@ -120,7 +120,9 @@ class Uniad(FeatureMethod):
         tokens = self._tokens(self.maps(slices))
         restored = self.network(tokens).float()
         if self.config.cosine:
-            error = (1 - F.cosine_similarity(restored, tokens, dim=2)).clamp(min=0)
+            parts = zip(*(values.split(self.backbone.channels, dim=2) for values in (restored, tokens)), strict=True)
+            alike = torch.stack([F.cosine_similarity(mine, its, dim=2) for mine, its in parts]).mean(dim=0)
+            error = (1 - alike).clamp(min=0)
         else:
             error = (restored - tokens).norm(dim=2)
         return self.to_grid(error.unflatten(1, self.config.grid)[:, None], slices)
