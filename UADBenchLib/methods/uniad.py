@@ -3,7 +3,7 @@
 Feature maps of a frozen backbone become the tokens of one grid; a transformer that cannot simply copy them (see
 ``networks.query_transformer``) reconstructs them, from jittered tokens in training. The score is the length of the
 error. The compact preset standardises features, so that no loud channel rules the others, jitters slices too, with
-synthetic anomalies, and learns where the brain is alone.
+synthetic anomalies, learns where the brain is alone, and scores the direction of features, map by map.
 """
 
 from __future__ import annotations
