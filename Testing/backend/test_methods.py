@@ -796,6 +796,25 @@ class TestUniad:
             scores = method.score(made, generator())[made.masks]
             torch.testing.assert_close(scores, torch.full_like(scores, 2 / len(channels)))
 
+    def test_direction_scores_the_angle_and_not_its_square(self) -> None:
+        class Turned(torch.nn.Module):
+            """Adds a share of something at right angles, channels in pairs, so that every map is turned by an angle."""
+
+            def __init__(self, angle: float) -> None:
+                super().__init__()
+                self.angle = angle
+
+            def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+                aside = torch.stack([-tokens[..., 1::2], tokens[..., ::2]], dim=-1).flatten(2)
+                return tokens + self.angle * aside
+
+        method, made, scores = create_method("uniad"), brain_slices(2), []
+        method.fit([made])
+        for angle in (0.02, 0.04):
+            method.network = Turned(angle)
+            scores.append(float(method.score(made, generator()).max()))
+        assert scores == pytest.approx([0.02, 0.04], rel=0.01)
+
     def test_jitter_works_in_training_alone(self) -> None:
         method, made = create_method("uniad", config={"augment": False}), brain_slices(2)
         method.eval()
@@ -889,6 +908,13 @@ class TestContextVae:
         assert mean.shape == log_spread.shape == (1, 1024, 1, 1)
 
 
+class Noisy(torch.nn.Module):
+    """An autoencoder that is right but for noise."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps + 0.05 * torch.randn(maps.shape, generator=generator())
+
+
 class TestFae:
     def test_the_published_windows_differ(self) -> None:
         config = method_class("fae").presets["paper"].config
@@ -898,3 +924,12 @@ class TestFae:
         method, made = create_method("fae"), brain_slices(1)
         method.network = torch.nn.Identity()
         assert method.score(made, generator()).max() < 1e-3
+
+    def test_noise_counts_for_less_in_a_larger_unit(self) -> None:
+        scores = []
+        for unit in (1.0, 20.0):
+            torch.manual_seed(0)  # the same random backbone
+            method = create_method("fae", config=small_config("fae", "compact") | {"unit": unit})
+            method.network = Noisy()
+            scores.append(float(method.score(brain_slices(1), generator()).sum()))
+        assert 0 < scores[1] < 0.5 * scores[0]

@@ -32,17 +32,22 @@ class FaeConfig(FeatureConfig):
     dropout : float
     loss_window, score_window : int
         Windows of the structural similarity.
+    unit : float
+        Range of the features that the similarity's constants belong to. Standardised features span about 12, 6 of them
+        within the brain: a small unit lets noise count as structure where features hardly vary, a large one weighs
+        places by how much they vary.
     """
 
     taps: tuple[str, ...] = ("stage2", "stage3")
     restore: bool = True
-    widths: tuple[int, ...] = (80, 96)
+    widths: tuple[int, ...] = (112, 128)
     kernel: int = 4
     bottom_kernel: int = 3
     first_kernel: int = 4
-    dropout: float = 0.1
+    dropout: float = 0.0
     loss_window: int = 3
     score_window: int = 3
+    unit: float = 50.0
 
 
 PAPER = FaeConfig(
@@ -59,8 +64,10 @@ PAPER = FaeConfig(
     kernel=6,
     bottom_kernel=5,
     first_kernel=7,
+    dropout=0.1,
     loss_window=5,
     score_window=11,
+    unit=1.0,
 )
 
 
@@ -104,7 +111,7 @@ class Fae(FeatureMethod):
     name = "fae"
     paper = "Meissen et al. 2022, arXiv 2208.10992"
     presets = {
-        "compact": Preset(FaeConfig(), Schedule(steps=2_500, learning_rate=1e-3)),
+        "compact": Preset(FaeConfig(), Schedule(steps=2_500, learning_rate=2e-3)),
         # T1w; twice the steps for T2w.
         "paper": Preset(PAPER, published(20_000)),
     }
@@ -122,13 +129,13 @@ class Fae(FeatureMethod):
         shown, wanted = self._features(shown), self._features(wanted)
         with layer_randomness(generator, self.device):
             restored = self.network(shown)
-        return 1 - ssim_map(wanted, restored, window=self.config.loss_window).mean()
+        return 1 - ssim_map(wanted, restored, window=self.config.loss_window, unit=self.config.unit).mean()
 
     def score(self, slices: Slices, generator: torch.Generator) -> Tensor:
         features = self._features(self.maps(slices))
         restored = self.network(features)
-        alike = ssim_map(features, restored, window=self.config.score_window, padded=True).mean(dim=1, keepdim=True)
-        return self.to_grid((1 - alike).clamp(min=0), slices)
+        alike = ssim_map(features, restored, window=self.config.score_window, padded=True, unit=self.config.unit)
+        return self.to_grid((1 - alike.mean(dim=1, keepdim=True)).clamp(min=0), slices)
 
 
 METHOD = Fae

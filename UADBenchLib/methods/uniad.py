@@ -33,8 +33,10 @@ class UniadConfig(FeatureConfig):
     jitter : (float, float)
         Range of the noise on tokens in training, relative to a token's length over the number of its channels.
     cosine : bool
-        Score one minus the cosine of a place's features and their reconstruction, mean over the backbone's maps,
-        instead of the length of the difference: how loud the features of a place are then no longer counts.
+        Score the distance between the directions of a place's features and of their reconstruction (the chord, the root
+        of 2 - 2 cos), mean over the backbone's maps, instead of the length of the difference: how loud the features of
+        a place are then no longer counts. Unlike 1 - cos it grows with the angle and not with its square, which keeps
+        the healthy scores from having a long tail.
     brain_only : bool
         Weigh the loss by the share of brain in a token: standardised features of the background lie so far off that
         they would outweigh the brain.
@@ -82,7 +84,7 @@ class Uniad(FeatureMethod):
     name = "uniad"
     paper = "You et al. 2022, arXiv 2206.03687"
     presets = {
-        "compact": Preset(UniadConfig(), Schedule(steps=2_500, learning_rate=5e-4, clip=0.1)),
+        "compact": Preset(UniadConfig(), Schedule(steps=2_500, learning_rate=1e-3, clip=0.1)),
         "paper": Preset(PAPER, published(25_000, clip=0.1)),
     }
 
@@ -121,8 +123,8 @@ class Uniad(FeatureMethod):
         restored = self.network(tokens).float()
         if self.config.cosine:
             parts = zip(*(values.split(self.backbone.channels, dim=2) for values in (restored, tokens)), strict=True)
-            alike = torch.stack([F.cosine_similarity(mine, its, dim=2) for mine, its in parts]).mean(dim=0)
-            error = (1 - alike).clamp(min=0)
+            chords = [(F.normalize(mine, dim=2) - F.normalize(its, dim=2)).norm(dim=2) for mine, its in parts]
+            error = torch.stack(chords).mean(dim=0)
         else:
             error = (restored - tokens).norm(dim=2)
         return self.to_grid(error.unflatten(1, self.config.grid)[:, None], slices)
