@@ -44,7 +44,7 @@ cohorts: $(VENV)/ready
 
 # Steps of the shipped bundles, METHOD-contrast, where they are not the preset's: what there was time for.
 STEPS := disyre-t1w:8000 riad-t1w:9000 reverse_distillation-t1w:3600 reverse_distillation-t2w:2400 \
-  ssl_backbone-t1w:1300 ssl_backbone-t2w:1300 uniad-t1w:3000 uniad-t2w:2200 fae-t1w:12000 fae-t2w:4200 \
+  ssl_backbone-t1w:1300 ssl_backbone-t2w:1300 uniad-t1w:3000 fae-t1w:12000 fae-t2w:4200 \
   denoising_autoencoder-t1w:6600 denoising_autoencoder-t2w:6800 itermask2-t1w:3300 itermask2-t2w:3200 andi-t1w:3800 \
   andi-t2w:4100
 steps = $(patsubst $(1):%,--steps %,$(filter $(1):%,$(STEPS)))
