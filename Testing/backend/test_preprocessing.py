@@ -164,7 +164,7 @@ class TestStarts:
     ) -> None:
         """Figures that are fair and no more keep it looking, until another start confirms what was found."""
 
-        def attempt(pair: object, name: str, start: np.ndarray, check: object) -> Registration:
+        def attempt(pair: object, name: str, start: np.ndarray, check: object, **_: object) -> Registration:
             world = np.eye(4)
             world[0, 3] = 0 if name == "centre" else off
             return Registration(world, replace(GOOD, similarity=0.3), name)
@@ -176,6 +176,25 @@ class TestStarts:
         template = load_template(2)
         found = register_brain(template.voxels, template.affine, template.mask)
         assert (found.start, found.retries) == ("centre", followed)
+
+    def test_a_start_without_hope_is_left_after_the_rigid_stage(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Back to front the brain of a template overlaps well, and looks like itself much less."""
+        stages, optimise = [], registration._optimise
+
+        def counted(*given: object, **options: object) -> float:
+            stages.append(options["shrink"])
+            return optimise(*given, **options)
+
+        monkeypatch.setattr(registration, "_optimise", counted)
+        template = load_template(2)
+        pair = registration._Pair.of(template.voxels, template.affine, template.mask)
+        best = registration._attempt(pair, "centre", np.eye(4), lambda: None)
+        turned = tilted((0.0, 0.0, 180.0))
+        other = registration._attempt(pair, "turned", turned, lambda: None, least=registration.HOPEFUL * best.rigid)
+        assert stages == [(4,), (4, 2), (4,)]
+        assert other.quality.merit < best.quality.merit
+        registration._attempt(pair, "centre", np.eye(4), lambda: None, least=registration.HOPEFUL * best.rigid)
+        assert stages[3:] == [(4,), (4, 2)]
 
     def test_what_is_no_brain_is_refused_after_all_starts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(registration, "MOST_STARTS", 1)
