@@ -52,8 +52,8 @@ MOST_STARTS = 4
 
 HOPEFUL = 0.75
 """Share of the best registration's mutual information after the rigid stage that a further start must reach to be
-followed to the end: heads turned by 30 to 180 degrees had most after it from the right start, and from starts that
-ended upside down or back to front 0.5 to 0.7 of that."""
+followed to the end: in heads turned by 30 to 180 degrees the right start had most, and starts that ended upside down
+or back to front 0.5 to 0.7 of that."""
 
 SAME_PLACE_MM, TRAVELLED_DEGREES = 4.0, 10.0
 """Two registrations that keep within this distance over the whole brain have ended at the same place. Where the second
@@ -286,20 +286,21 @@ class _Pair:
 def _attempt(
     pair: _Pair, name: str, start: np.ndarray, check: Callable[[], None], *, least: float = float("nan")
 ) -> Registration:
-    """One registration from one first guess, with its quality, whatever that is; left where the rigid stage took it
-    when the mutual information is less than ``least`` there."""
+    """One registration from one first guess, with its quality, whatever that is; given up, with a similarity of NaN,
+    when the mutual information is less than ``least`` after the rigid stage."""
     import SimpleITK as sitk
 
     first = sitk.Euler3DTransform()
     first.SetCenter(tuple(_lps(load_template(2).affine @ [49, 58, 40, 1])[:3]))
     try:
         rigid = _optimise(pair, first, start, shrink=(4,), step_mm=2.0, check=check)
+        if rigid < least:
+            return Registration(start, _quality(pair, start, float("nan")), name, rigid)
         final = sitk.AffineTransform(3)
         final.SetCenter(first.GetCenter())
         final.SetMatrix(first.GetMatrix())
         final.SetTranslation(first.GetTranslation())
-        if not rigid < least:
-            _optimise(pair, final, start, shrink=(4, 2), step_mm=0.5, check=check)
+        _optimise(pair, final, start, shrink=(4, 2), step_mm=0.5, check=check)
     except RuntimeError:  # the images do not overlap, now or on the way
         return Registration(start, _quality(pair, start, float("nan")), name)
     check()
