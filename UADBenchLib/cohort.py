@@ -44,6 +44,13 @@ class CohortScan:
     group: str = ""
     lesion_type: str = ""
     licence: str = ""
+    anatomy: str = ""
+
+    @property
+    def held_out_with(self) -> str:
+        """What is held out together with this scan: everything of its anatomy, or of its subject where none is
+        given."""
+        return self.anatomy or self.subject
 
 
 def read_cohort(path: str | Path, data: str | Path | None = None) -> list[CohortScan]:
@@ -53,7 +60,8 @@ def read_cohort(path: str | Path, data: str | Path | None = None) -> list[Cohort
     ----------
     path : path
         A CSV with the columns ``scan, contrast, label, subject`` and any of ``reference, brain_mask, split, dataset,
-        site, scanner, age, sex, group, lesion_type, licence``; or a BIDS folder, see ``_bids_rows``.
+        site, scanner, age, sex, group, lesion_type, licence, anatomy``; or a BIDS folder, see ``_bids_rows``. Subjects
+        of one ``anatomy`` (heads synthesised from one label map, or twins) are held out together.
     data : path, optional
         Folder that relative paths of a table start from; default: the table's own.
 
@@ -136,7 +144,7 @@ def _row(values: dict[str, str], place: str, root: Path) -> CohortScan:
             )
     if files["scan"] is None or not values["subject"]:
         raise InputError("COHORT_VALUE", f"{place}: scan and subject must not be empty", "fill them in")
-    names = ("split", "dataset", "site", "scanner", "sex", "group", "lesion_type", "licence")
+    names = ("split", "dataset", "site", "scanner", "sex", "group", "lesion_type", "licence", "anatomy")
     known = {name: values.get(name, "") for name in names}
     return CohortScan(
         scan=files["scan"],

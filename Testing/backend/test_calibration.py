@@ -32,7 +32,7 @@ from UADBenchLib.inference.calibration import (
     pack_reference,
     unpack_reference,
 )
-from UADBenchLib.inference.weights import site_weights
+from UADBenchLib.inference.weights import FOLDS, folds_of, site_weights
 from UADBenchLib.preprocessing.recipe import Recipe
 from UADBenchLib.writing import write_volume
 
@@ -52,7 +52,7 @@ def typical() -> np.ndarray:
 def raw_map(seed: int, site: str = "a", gain: float = 1.0) -> RawMap:
     rng = np.random.default_rng(seed)
     scores = typical() * np.exp(0.3 * gaussian_filter(rng.standard_normal(RECIPE.shape), 1) / 0.17)
-    return RawMap((gain * scores).astype(np.float32), ellipsoid(), f"s{seed}", site)
+    return RawMap((gain * scores).astype(np.float32), ellipsoid(), f"s{seed}", site, f"s{seed}")
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +91,44 @@ class TestNumbers:
             flattered.add(own.z(m.scores, m.scored), None, m.scored)
         assert held_out.threshold_at_fpr(0.01) > flattered.threshold_at_fpr(0.01)
 
+    def test_scans_of_one_anatomy_do_not_vouch_for_each_other(self) -> None:
+        # Four anatomies in twelve scans, each with places of its own that score higher than anywhere else.
+        kin = []
+        for seed in range(12):
+            pattern = gaussian_filter(np.random.default_rng(1000 + seed % 4).standard_normal(RECIPE.shape), 6)
+            m = raw_map(seed)
+            scores = m.scores * (1 + 2 * (pattern > 1.5 * pattern.std())).astype(np.float32)
+            kin.append(replace(m, scores=scores, held_out_with=f"map {seed % 4}"))
+        across = [replace(m, held_out_with=f"all maps {seed // 4}") for seed, m in enumerate(kin)]
+        first, second = (
+            calibration._operating_points(calibration._held_out_histograms(maps, RECIPE), maps, "healthy.csv")
+            for maps in (kin, across)
+        )
+        assert first["fpr-1pct"].threshold > 1.2 * second["fpr-1pct"].threshold
+        assert len(first["fpr-1pct"].subjects) == 12
+
+    @given(st.lists(st.text("abcdef", min_size=1, max_size=2), min_size=1, max_size=30))
+    def test_folds(self, names: list[str]) -> None:
+        folds = folds_of(names)
+        assert len({(name, fold) for name, fold in zip(names, folds, strict=True)}) == len(set(names))
+        assert all(0 <= fold < FOLDS for fold in folds)
+        if len(set(names)) <= FOLDS:
+            assert len(set(folds)) == len(set(names))
+        shuffled = dict(zip(reversed(names), folds_of(names[::-1]), strict=True))
+        assert [shuffled[name] for name in names] == folds
+
     def test_all_scans_of_a_subject_are_held_out_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
         used: list[set[str]] = []
         real = fit_reference
 
         def watched(others: list[RawMap], voxel_mm: float) -> HealthyReference:
-            used.append({m.subject for m in others})
+            used.append({m.held_out_with for m in others})
             return real(others, voxel_mm)
 
         monkeypatch.setattr(calibration, "fit_reference", watched)
-        twice = [replace(raw_map(seed), subject=f"s{seed // 2}") for seed in range(10)]
+        twice = [replace(raw_map(seed), held_out_with=f"s{seed // 2}") for seed in range(10)]
         assert len(calibration._held_out_histograms(twice, RECIPE)) == 10
-        everyone = {m.subject for m in twice}
+        everyone = {m.held_out_with for m in twice}
         left_out = [everyone - subjects for subjects in used]
         assert set().union(*left_out) == everyone
         assert sum(map(len, left_out)) == len(everyone)
@@ -266,6 +292,20 @@ class TestThroughFiles:
         assert self.code(bundle, write_cohort(tmp_path / "one.csv", one), laboratory) == "COHORT_TOO_SMALL"
         other = [row | {"contrast": "T2w"} for row in rows]
         assert self.code(bundle, write_cohort(tmp_path / "other.csv", other), laboratory) == "COHORT_TOO_SMALL"
+
+    def test_anatomies_are_read_from_the_table(self, laboratory: Laboratory, bundle: Path, tmp_path: Path) -> None:
+        rows = [table_row(row) for row in read_cohort(laboratory.cohort) if row.split == "validation"]
+        same = [row | {"anatomy": "head"} for row in rows]
+        assert self.code(bundle, write_cohort(tmp_path / "same.csv", same), laboratory) == "COHORT_TOO_SMALL"
+        two = [row | {"anatomy": f"head {n % 2}"} for n, row in enumerate(rows)]
+        folder = laboratory.cohort.parent
+        calibrate(bundle, write_cohort(tmp_path / "two.csv", two), data=folder, store=laboratory.store, device="cpu")
+        held_out = load_bundle(bundle).metadata
+        by_subject = load_bundle(laboratory.bundle).metadata
+        assert held_out.calibration.subjects == by_subject.calibration.subjects
+        assert held_out.operating_points["fpr-1pct"].threshold != by_subject.operating_points["fpr-1pct"].threshold
+        assert held_out.domain.features == by_subject.domain.features
+        assert held_out.domain.limit != by_subject.domain.limit
 
     def test_too_few_that_can_be_prepared(self, laboratory: Laboratory, bundle: Path, tmp_path: Path) -> None:
         rows = [table_row(row) for row in read_cohort(laboratory.cohort) if row.split == "validation"]

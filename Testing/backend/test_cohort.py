@@ -34,7 +34,7 @@ def test_rows_carry_every_column(tmp_path: Path) -> None:
     full = {
         "scan": "sub/b.nii.gz", "contrast": "FLAIR", "label": "lesion", "subject": "s2", "reference": "r.nii.gz",
         "brain_mask": "m.nii.gz", "split": "test", "site": "here", "scanner": "3T", "age": "61", "sex": "F",
-        "group": "patients", "lesion_type": "tumour", "remark": "ignored",
+        "group": "patients", "lesion_type": "tumour", "anatomy": "twins", "remark": "ignored",
     }  # fmt: skip
     (row,) = read_cohort(table(tmp_path, full))
     assert (row.scan, row.reference, row.brain_mask) == tuple(

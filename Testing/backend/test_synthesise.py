@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,28 @@ class TestEffects:
         air = (slice(0, 4), slice(0, 4), slice(-4, None))
         assert noisy[air].std() == pytest.approx(3 * clean[air].std(), rel=0.25)
 
+    def test_heads_are_mirrored_in_turn(self, maps: Path, tmp_path: Path) -> None:
+        text = COARSE + "contrasts: [T1w]\nmirrored: in turn\n"
+        synthesise(maps, tmp_path / "bids", healthy=5, lesions=0, seed=5, plan=plan(text, tmp_path))
+        rows = read_cohort(tmp_path / "bids" / "cohort.csv")
+        assert sorted(row.anatomy for row in rows[:4]) == [
+            "one_dseg", "one_dseg-mirrored", "two_dseg", "two_dseg-mirrored",
+        ]  # fmt: skip
+        assert rows[4].anatomy == rows[0].anatomy == rows[0].held_out_with
+        truth = json.loads((tmp_path / "bids" / "truth.json").read_text(encoding="utf-8"))["participants"]
+        assert [p["deformation"]["mirrored"] for p in truth] == [False, False, True, True, False]
+        assert [row.anatomy for row in read_cohort(tmp_path / "bids")] == [row.anatomy for row in rows]
+
+    def test_only_the_mirroring_differs(self, maps: Path) -> None:
+        source = cohort.read_anatomy(sorted(maps.glob("*.nii.gz"))[0])
+        drawn = [
+            cohort._draw(0, False, source, Plan(), np.random.default_rng(3), mirrored)[0]
+            for mirrored in (None, False, True)
+        ]
+        plain = [replace(d, deformation=replace(d.deformation, mirrored=False)) for d in drawn]
+        assert plain[0] == plain[1] == plain[2]
+        assert [d.anatomy for d in drawn[1:]] == ["one_dseg", "one_dseg-mirrored"]
+
     def test_age_and_sex_are_in_the_anatomy(self, maps: Path) -> None:
         source = cohort.read_anatomy(sorted(maps.glob("*.nii.gz"))[0])
         drawn = [cohort._draw(n, False, source, Plan(), np.random.default_rng(n))[0] for n in range(10)]
@@ -172,6 +195,7 @@ class TestRefusals:
             ("lesion_types: [bruise]", "bruise"),
             ("contrasts: [PD]", "contrasts"),
             ("scanners: {}", "scanners"),
+            ("mirrored: never", "mirrored"),
             ("- 1", "plan"),
             ("a: [", "YAML"),
             ("!!python/object/apply:os.getcwd []", "YAML"),

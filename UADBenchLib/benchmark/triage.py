@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from UADBenchLib.bias.statistics import RESAMPLES, Bootstrap, interval, weighted_mean_of_pairs
-from UADBenchLib.inference.weights import fold_of
+from UADBenchLib.inference.weights import folds_of
 
 COVERAGES = tuple(round(1 - 0.05 * step, 2) for step in range(11))
 JUDGED_AT = 0.75
@@ -119,7 +119,7 @@ def _answer(
 def standardised(scores: np.ndarray, subjects: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     """Scan scores (scans, models) in robust standard deviations of the healthy scans, those of a subject's own fold
     left out; without healthy scans elsewhere, all scans stand in for them."""
-    folds = np.array([fold_of(str(subject)) for subject in subjects])
+    folds = np.array(folds_of([str(subject) for subject in subjects]))
     healthy = np.asarray(labels) == "healthy"
     result = np.empty_like(scores)
     for fold in set(folds.tolist()):

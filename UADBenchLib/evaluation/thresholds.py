@@ -64,7 +64,7 @@ def threshold_at_rate(
     rate : float
         Share of voxels, between 0 and 1.
     sites, subjects : sequence of str
-        Of each scan.
+        Of each scan; anatomies may stand for subjects.
 
     Raises
     ------

@@ -6,7 +6,7 @@ a whole map. It is then compared with the mean and spread of the score at the sa
 over ``SMOOTHING_MM`` and with a floor under the spread, since a few dozen scans do not support a voxelwise estimate.
 Last, thresholds are read off the healthy z scores, each site weighing the same. For the thresholds the z of every
 scan is computed against a reference made without that scan's fold, so that they do not profit from having been
-calibrated on themselves.
+calibrated on themselves; heads that were synthesised from one label map share a fold, since they share its folds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from UADBenchLib.geometry import resample
 from UADBenchLib.inference.device import choose_device
 from UADBenchLib.inference.domain import domain_origin, fit_domain
 from UADBenchLib.inference.scoring import score_volume
-from UADBenchLib.inference.weights import fold_of, site_weights
+from UADBenchLib.inference.weights import folds_of, site_weights
 from UADBenchLib.methods.base import Method
 from UADBenchLib.preprocessing.recipe import Recipe, prepare
 from UADBenchLib.reading import read_mask, read_scan
@@ -48,12 +48,13 @@ FEWEST_SCANS = 5
 
 @dataclass
 class RawMap:
-    """Raw map of one healthy validation scan, the mask of what was scored, and who it is."""
+    """Raw map of one healthy validation scan, the mask of what was scored, who it is, and what it is held out with."""
 
     scores: np.ndarray
     scored: np.ndarray
     subject: str
     site: str
+    held_out_with: str
 
 
 @dataclass
@@ -251,6 +252,12 @@ def _refuse_few(rows: Sequence[CohortScan], contrast: str) -> None:
             f"at least {FEWEST_SCANS} subjects are needed",
             "add scans, or check the columns label, split and contrast",
         )
+    if len({row.held_out_with for row in rows}) < 2:
+        raise InputError(
+            "COHORT_TOO_SMALL",
+            f"all healthy {contrast} validation scans are of anatomy {rows[0].anatomy}, so that none can be held out",
+            "add scans of another anatomy",
+        )
 
 
 def _refuse_shared(rows: Sequence[CohortScan], known: Sequence[str]) -> None:
@@ -276,7 +283,7 @@ def _raw_map(
     scores, scored = score_volume(method, voxels, mask, recipe.voxel_mm, device=device)
     if progress is not None:
         progress("scoring healthy scans", (number + 1) / count)
-    return RawMap(scores, scored, scan.row.subject, scan.row.site or "unknown")
+    return RawMap(scores, scored, scan.row.subject, scan.row.site or "unknown", scan.row.held_out_with)
 
 
 def _record(reference: HealthyReference, maps: Sequence[RawMap]) -> Calibration:
@@ -294,8 +301,8 @@ def _record(reference: HealthyReference, maps: Sequence[RawMap]) -> Calibration:
 
 
 def _held_out_histograms(maps: Sequence[RawMap], recipe: Recipe) -> list[Histogram]:
-    """One histogram of z a scan, each against the reference of the other folds; folds are by subject."""
-    folds = [fold_of(m.subject) for m in maps]
+    """One histogram of z a scan, each against the reference of the other folds."""
+    folds = folds_of([m.held_out_with for m in maps])
     histograms: dict[int, Histogram] = {}
     for fold in sorted(set(folds)):
         others = [m for m, f in zip(maps, folds, strict=True) if f != fold]
@@ -309,18 +316,19 @@ def _held_out_histograms(maps: Sequence[RawMap], recipe: Recipe) -> list[Histogr
 def _operating_points(
     histograms: list[Histogram], maps: Sequence[RawMap], cohort: str, rates: dict[str, float] | None = None
 ) -> dict[str, OperatingPoint]:
-    """Thresholds at fixed healthy false-positive rates, with intervals from resampling the subjects of each site."""
-    sites, subjects = [m.site for m in maps], [m.subject for m in maps]
+    """Thresholds at fixed healthy false-positive rates, with intervals from resampling what each site held out: its
+    subjects, or its anatomies."""
+    sites, held_out = [m.site for m in maps], [m.held_out_with for m in maps]
     counts = ", ".join(f"{site}: {sites.count(site)}" for site in sorted(set(sites)))
     points = {}
     for name, rate in (RATES if rates is None else rates).items():
-        found = threshold_at_rate(histograms, rate, sites, subjects)
+        found = threshold_at_rate(histograms, rate, sites, held_out)
         points[name] = OperatingPoint(
             threshold=found.value,
             healthy_fpr=found.reached,
             ci=found.ci,
             origin=f"healthy validation scans of {cohort} ({counts}), sites weigh the same, held-out folds",
-            subjects=tuple(sorted(set(subjects))),
+            subjects=tuple(sorted({m.subject for m in maps})),
         )
     return points
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from UADBenchLib.bundles.bundle import Domain, load_bundle
 from UADBenchLib.cohort import read_cohort, select
-from UADBenchLib.inference.weights import fold_of, site_weights
+from UADBenchLib.inference.weights import folds_of, site_weights
 from UADBenchLib.preprocessing.quality import domain_features
 from UADBenchLib.preprocessing.recipe import Prepared, Recipe
 from UADBenchLib.scan import Check
@@ -45,7 +45,7 @@ def fit_domain(scans: Sequence[StoredScan], recipe: Recipe, origin: str) -> Doma
     """
     figures = [domain_features(*scan.volume(), recipe.tissues, recipe.voxel_mm) for scan in scans]
     sites = [scan.row.site or "unknown" for scan in scans]
-    folds = [fold_of(scan.row.subject) for scan in scans]
+    folds = folds_of([scan.row.held_out_with for scan in scans])
     distances = np.zeros(len(scans))
     for number, fold in enumerate(folds):
         others = [n for n, other in enumerate(folds) if other != fold] or list(range(len(scans)))

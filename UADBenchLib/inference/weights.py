@@ -1,4 +1,4 @@
-"""How validation scans count: every site the same, and every subject held out once."""
+"""How validation scans count: every site the same, and every subject or anatomy held out once."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def site_weights(sites: Sequence[str]) -> np.ndarray:
     return weights / weights.sum()
 
 
-def fold_of(subject: str) -> int:
-    """Which of the ``FOLDS`` a subject is held out with; the same on every machine."""
-    return int(hashlib.sha256(subject.encode()).hexdigest(), 16) % FOLDS
+def folds_of(names: Sequence[str]) -> list[int]:
+    """Which fold each subject or anatomy is held out in: one of its own where there are no more than ``FOLDS`` of them,
+    else that of its hash, which is the same on every machine."""
+    unique = sorted(set(names))
+    if len(unique) <= FOLDS:
+        return [unique.index(name) for name in names]
+    return [int(hashlib.sha256(name.encode()).hexdigest(), 16) % FOLDS for name in names]

@@ -57,12 +57,13 @@ PARTICIPANT_COLUMNS = (
     "site",
     "scanner",
     "label_map",
+    "anatomy",
     "lesion_type",
     "lesion_ml",
 )
 COHORT_COLUMNS = (
     "scan", "contrast", "label", "subject", "reference", "brain_mask", "age", "sex", "scanner", "site", "lesion_type",
-    "licence",
+    "anatomy", "licence",
 )  # fmt: skip
 DERIVATIVES = "derivatives/uadbench"
 
@@ -75,12 +76,14 @@ PARTICIPANT_DESCRIPTIONS = {
     "group": {"Description": "with or without a synthetic lesion"},
     "scanner": {"Description": "imaginary scanner; what it does stands in truth.json"},
     "label_map": {"Description": "label map that the head was made from"},
+    "anatomy": {"Description": "label map, and whether left and right were exchanged; held out together"},
     "lesion_ml": {"Description": "volume of the reference, largest over the contrasts", "Units": "ml"},
 }
 README = """Synthetic heads made by `uadbench synthesise`. Nobody was scanned.
 
 cohort.csv lists every scan with its reference and brain mask; truth.json holds all that was drawn, and the effects that
-were planted. Participants that were made from the same label map share an anatomy: keep them in one split.
+were planted. Keep participants that were made from the same label map in one split; calibration holds those of one
+anatomy (a label map, as it is or mirrored) out together.
 """
 
 
@@ -100,6 +103,11 @@ class Participant:
     acquisitions: dict[str, Acquisition]
     lesions: tuple[Lesion, ...]
     paint_seed: int
+
+    @property
+    def anatomy(self) -> str:
+        """Label map and handedness: heads that share both have the same folds in the same places."""
+        return f"{self.label_map}-mirrored" if self.deformation.mirrored else self.label_map
 
 
 def synthesise(
@@ -165,13 +173,20 @@ def _one(task: tuple[int, bool, int, list[Path], Plan, Path]) -> tuple[Participa
     # Every map is used once before any is used twice.
     path = paths[(number + int(np.random.default_rng(seed).integers(len(paths)))) % len(paths)]
     with one_thread():
-        return _make(*_draw(number, sick, read_anatomy(path), plan, rng), out)
+        mirrored = None if plan.mirrored == "drawn" else number // len(paths) % 2 == 1
+        return _make(*_draw(number, sick, read_anatomy(path), plan, rng, mirrored), out)
 
 
 def _draw(
-    number: int, sick: bool, source: Anatomy, plan: Plan, rng: np.random.Generator
+    number: int,
+    sick: bool,
+    source: Anatomy,
+    plan: Plan,
+    rng: np.random.Generator,
+    mirrored: bool | None = None,
 ) -> tuple[Participant, Anatomy, TissueMaps | None]:
-    """Draw a participant, bend the head, and describe its tissue where a lesion is to be put in."""
+    """Draw a participant, bend the head, and describe its tissue where a lesion is to be put in; ``mirrored`` takes the
+    place of what is drawn."""
     age, sex = float(np.round(rng.uniform(*AGES), 1)), str(rng.choice(["F", "M"]))
     scanner = sorted(plan.scanners)[int(rng.integers(len(plan.scanners)))]
     kind = plan.lesion_types[number % len(plan.lesion_types)] if sick else ""
@@ -190,6 +205,8 @@ def _draw(
         widening_mm=(widening, widening),
         thinning=(thinning, thinning),
     )
+    if mirrored is not None:
+        deformation = replace(deformation, mirrored=mirrored)
     anatomy = deform(source, deformation)
     tissue, lesions = _lesions(kind, anatomy, plan, facts, rng) if sick else (None, ())
     looks = {contrast: _look(contrast, plan.scanners[scanner], rng) for contrast in plan.contrasts}
@@ -286,6 +303,7 @@ def _rows(drawn: Participant, plan: Plan, volumes: dict[str, float]) -> list[dic
                 "scanner": drawn.scanner,
                 "site": drawn.site,
                 "lesion_type": drawn.lesion_type,
+                "anatomy": drawn.anatomy,
                 "licence": plan.licence,
             }
         )
@@ -309,7 +327,7 @@ def _write_tables(
     for drawn, volumes in made:
         volume = f"{max(volumes.values()):.3f}" if volumes else "n/a"
         facts = (drawn.participant_id, drawn.age, drawn.sex, "lesion" if drawn.lesion_type else "healthy", drawn.site)
-        rest = (drawn.scanner, drawn.label_map, drawn.lesion_type or "n/a", volume)
+        rest = (drawn.scanner, drawn.label_map, drawn.anatomy, drawn.lesion_type or "n/a", volume)
         lines.append("\t".join(str(value) for value in (*facts, *rest)))
     write_text(out / "participants.tsv", "\n".join(lines) + "\n")
     write_json(out / "participants.json", PARTICIPANT_DESCRIPTIONS)

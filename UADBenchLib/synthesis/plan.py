@@ -88,6 +88,8 @@ class Plan(_Strict):
 
     ``prefix`` goes before the participants' numbers, so that cohorts made for training, validation and test share no
     name. ``licence`` is that of the label maps, handed on to the table and from there to the cards of models.
+    ``mirrored`` says which heads have left and right exchanged: any (``drawn``), or every other round through the label
+    maps (``in turn``), which makes two anatomies of each map and uses them equally often.
     """
 
     prefix: str = Field("", pattern="^[A-Za-z0-9]*$", max_length=20)
@@ -96,6 +98,7 @@ class Plan(_Strict):
     effects: tuple[Effect, ...] = ()
     lesion_types: tuple[str, ...] = tuple(KINDS)
     visibility: tuple[float, float] = (0.6, 1.0)
+    mirrored: Literal["drawn", "in turn"] = "drawn"
     contrasts: tuple[Literal["T1w", "T2w", "FLAIR"], ...] = CONTRASTS  # type: ignore[assignment]
 
     @model_validator(mode="after")
