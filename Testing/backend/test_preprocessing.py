@@ -156,7 +156,7 @@ class TestStarts:
 
     @pytest.mark.parametrize(
         ("turned", "off", "followed"),
-        [(20.0, 3.0, 1), (5.0, 3.0, 4), (20.0, 6.0, 4)],
+        [(20.0, 3.0, 1), (5.0, 3.0, 4), (20.0, 8.0, 4)],
         ids=["from afar to the same place", "from nearby", "to another place"],
     )
     def test_a_place_that_is_found_twice_is_settled(
@@ -190,11 +190,30 @@ class TestStarts:
         pair = registration._Pair.of(template.voxels, template.affine, template.mask)
         best = registration._attempt(pair, "centre", np.eye(4), lambda: None)
         turned = tilted((0.0, 0.0, 180.0))
-        other = registration._attempt(pair, "turned", turned, lambda: None, least=registration.HOPEFUL * best.rigid)
+        other = registration._attempt(pair, "turned", turned, lambda: None, before=best)
         assert stages == [(4,), (4, 2), (4,)]
         assert other.quality.faults() and not best.quality.faults()  # so that it is never taken
-        registration._attempt(pair, "centre", np.eye(4), lambda: None, least=registration.HOPEFUL * best.rigid)
+        registration._attempt(pair, "centre", np.eye(4), lambda: None, before=best)
         assert stages[3:] == [(4,), (4, 2)]
+
+    def test_a_start_that_confirms_ends_after_the_rigid_stage(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that sets out 12 degrees off comes to the same place; one that sets out there says nothing."""
+        stages, optimise = [], registration._optimise
+
+        def counted(*given: object, **options: object) -> float:
+            stages.append(options["shrink"])
+            return optimise(*given, **options)
+
+        monkeypatch.setattr(registration, "_optimise", counted)
+        template = load_template(2)
+        pair = registration._Pair.of(template.voxels, template.affine, template.mask)
+        best = registration._attempt(pair, "centre", np.eye(4), lambda: None)
+        afar = tilted((0.0, 12.0, 0.0))
+        other = registration._attempt(pair, "afar", afar, lambda: None, before=best)
+        assert stages == [(4,), (4, 2), (4,)]
+        assert registration._confirms(other.world, afar, best)
+        assert not registration._confirms(other.world, other.world, best)
+        assert not registration._confirms(other.world, afar, replace(best, quality=replace(GOOD, similarity=0.0)))
 
     def test_what_is_no_brain_is_refused_after_all_starts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(registration, "MOST_STARTS", 1)

@@ -50,11 +50,18 @@ def measure_quality(
         ``snr`` (white matter over noise) and ``cnr`` (white against grey matter over noise), None where the scan shows
         no noise; ``ghosting`` (share of the brain's median), None for brain-only scans; ``slice_mm``; ``cut_cm2``.
     """
-    back = np.linalg.inv(world)
+    from scipy.ndimage import find_objects
+
+    back, box = np.linalg.inv(world), find_objects(mask.view(np.uint8))[0]
+    corner = affine.copy()
+    corner[:3, 3] += affine[:3, :3] @ [side.start for side in box]
 
     def inside(tissue: np.ndarray) -> np.ndarray:
-        carried = resample(tissue.astype(np.float32), model_affine, voxels.shape, affine, order=1, world=back)
-        return (carried > 0.9) & mask
+        found = np.zeros_like(mask)
+        tissue = tissue.astype(np.float32)
+        carried = resample(tissue, model_affine, mask[box].shape, corner, order=1, world=back)
+        found[box] = (carried > 0.9) & mask[box]
+        return found
 
     white, grey = inside(tissues.white), inside(tissues.grey)
     noise = noise_level(voxels, white)
@@ -104,7 +111,7 @@ def _ghosting(voxels: np.ndarray, mask: np.ndarray) -> float | None:
     head = parts == np.bincount(parts[mask]).argmax()
     if not head.any() or parts[mask].max() == 0:
         return None
-    box = [np.quantile(index, (0.002, 0.998)).astype(int) for index in np.nonzero(head)]
+    box = [_reach(head.sum(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
     means = []
     for axis in range(3):
         sides = []
@@ -116,6 +123,12 @@ def _ghosting(voxels: np.ndarray, mask: np.ndarray) -> float | None:
         if air.size >= AIR_VOXELS and np.mean(air == 0) < 0.5:
             means.append(float(air.mean()))
     return round((max(means) - min(means)) / middle, 4) if len(means) >= 2 and middle > 0 else None
+
+
+def _reach(counts: np.ndarray, beyond: float = 0.002) -> tuple[int, int]:
+    """First and last slice between which all of the counted voxels lie but for a share of ``beyond`` on each side."""
+    below = np.cumsum(counts) / counts.sum()
+    return int(np.searchsorted(below, beyond, side="right")), int(np.searchsorted(below, 1 - beyond))
 
 
 def _cut_cm2(mask: np.ndarray, affine: np.ndarray) -> float:

@@ -55,9 +55,10 @@ HOPEFUL = 0.75
 followed to the end: in heads turned by 30 to 180 degrees the right start had most, and starts that ended upside down
 or back to front 0.5 to 0.7 of that."""
 
-SAME_PLACE_MM, TRAVELLED_DEGREES = 4.0, 10.0
-"""Two registrations that keep within this distance over the whole brain have ended at the same place. Where the second
-turned by as much as this to get there, that is no chance, and further starts would find nothing else."""
+SAME_PLACE_MM, TRAVELLED_DEGREES = 6.0, 10.0
+"""A rigid stage that ends within this distance of a registration over the whole brain, sizes apart, has ended at the
+same place. Where it turned by as much as this to get there, that is no chance, and further starts would find nothing
+else."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def register_brain(
     The centre start suits every head that lies about upright in its header's frame and is the only one that is
     followed for them. Otherwise the brain's principal axes and rotations about them are compared with the template as
     they are, and the best ``MOST_STARTS`` are followed, to the end where the rigid stage is ``HOPEFUL``, until one
-    gives a reliable registration, or comes from afar to the place of the best before it; else the best of all counts.
+    gives a reliable registration, or its rigid stage comes from afar to the place of the best before it; else the best
+    of all counts.
 
     Parameters
     ----------
@@ -190,9 +192,9 @@ def register_brain(
     if not best.quality.faults(reliable=True) and _turned_by(best.world) <= UPRIGHT_DEGREES:
         return best
     for retries, (name, start) in enumerate(_further_starts(pair, check), start=1):
-        attempt = _attempt(pair, name, start, check, least=HOPEFUL * best.rigid)
+        attempt = _attempt(pair, name, start, check, before=best)
         clearly = (attempt.quality.merit[0], attempt.quality.merit[1] - CLEARLY_BETTER) > best.quality.merit
-        confirmed = not attempt.quality.faults() and _confirms(attempt.world, start, best.world)
+        confirmed = _confirms(attempt.world, start, best)
         best = replace(attempt if clearly else best, retries=retries)
         if confirmed or not best.quality.faults(reliable=True):
             break
@@ -233,21 +235,32 @@ def register(
     return _accepted(_attempt(_Pair.of(voxels, affine, mask), "given", start, check))
 
 
-def _confirms(world: np.ndarray, start: np.ndarray, other: np.ndarray) -> bool:
-    """Whether a registration that began at ``start`` came from afar to the place of another one."""
+def _confirms(pose: np.ndarray, start: np.ndarray, best: Registration) -> bool:
+    """Whether what began at ``start`` has come from afar to the place of an acceptable registration."""
+    if best.quality.faults():
+        return False
     template = load_template(2)
-    places = np.argwhere(template.mask)[::50] @ template.affine[:3, :3].T + template.affine[:3, 3]
-    apart = np.linalg.norm(places @ (world - other)[:3, :3].T + (world - other)[:3, 3], axis=1)
-    return bool(apart.max() <= SAME_PLACE_MM and _turned_by(np.linalg.inv(start) @ world) >= TRAVELLED_DEGREES)
+    places = np.argwhere(template.mask)[::50] @ template.affine[:3, :3].T + template.affine[:3, 3] - _template_centre()
+    # A rigid stage leaves the size as it was: only turn and place of the middle are compared.
+    turn = _rotation(pose) - _rotation(best.world)
+    shift = (pose - best.world)[:3] @ [*_template_centre(), 1.0]
+    apart = np.linalg.norm(places @ turn.T + shift, axis=1)
+    return bool(apart.max() <= SAME_PLACE_MM and _turned_by(np.linalg.inv(start) @ pose) >= TRAVELLED_DEGREES)
+
+
+def _rotation(world: np.ndarray) -> np.ndarray:
+    """The rotation (3, 3) in an affine: that of its polar decomposition."""
+    from scipy.linalg import polar as decompose
+
+    rotation = decompose(world[:3, :3])[0]
+    return rotation * np.sign(np.linalg.det(rotation))
 
 
 def _turned_by(world: np.ndarray) -> float:
-    """Angle (degrees) of the rotation in an affine: that of its polar decomposition."""
-    from scipy.linalg import polar as decompose
+    """Angle (degrees) of the rotation in an affine."""
     from scipy.spatial.transform import Rotation
 
-    rotation = decompose(world[:3, :3])[0]
-    return float(np.degrees(Rotation.from_matrix(rotation * np.sign(np.linalg.det(rotation))).magnitude()))
+    return float(np.degrees(Rotation.from_matrix(_rotation(world)).magnitude()))
 
 
 def _accepted(found: Registration) -> Registration:
@@ -284,18 +297,19 @@ class _Pair:
 
 
 def _attempt(
-    pair: _Pair, name: str, start: np.ndarray, check: Callable[[], None], *, least: float = float("nan")
+    pair: _Pair, name: str, start: np.ndarray, check: Callable[[], None], *, before: Registration | None = None
 ) -> Registration:
-    """One registration from one first guess, with its quality, whatever that is; given up, with a similarity of NaN,
-    when the mutual information is less than ``least`` after the rigid stage."""
+    """One registration from one first guess, with its quality, whatever that is; given up after the rigid stage, with a
+    similarity of NaN, when that is not ``HOPEFUL`` against the one ``before``, or confirms it."""
     import SimpleITK as sitk
 
     first = sitk.Euler3DTransform()
     first.SetCenter(tuple(_lps(load_template(2).affine @ [49, 58, 40, 1])[:3]))
     try:
         rigid = _optimise(pair, first, start, shrink=(4,), step_mm=2.0, check=check)
-        if rigid < least:
-            return Registration(start, _quality(pair, start, float("nan")), name, rigid)
+        pose = start @ _matrix_ras(first)
+        if before is not None and (rigid < HOPEFUL * before.rigid or _confirms(pose, start, before)):
+            return Registration(pose, _quality(pair, pose, float("nan")), name, rigid)
         final = sitk.AffineTransform(3)
         final.SetCenter(first.GetCenter())
         final.SetMatrix(first.GetMatrix())
@@ -392,7 +406,9 @@ class _Glance:
         bridge = self.inverse @ start
         index = bridge[:3, :3] @ self.places.T + bridge[:3, 3:]
         values = (map_coordinates(self.moving, index, order=1) * self.BINS).clip(0, self.BINS - 1).astype(int)
-        return float(mutual_info_score(self.fixed, values))
+        # Counted here: to scikit-learn numbers of bins are labels, which it would sort and check.
+        joint = np.bincount(self.fixed * self.BINS + values, minlength=self.BINS**2).reshape(self.BINS, self.BINS)
+        return float(mutual_info_score(None, None, contingency=joint))
 
 
 def _principal_rotation(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
