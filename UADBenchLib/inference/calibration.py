@@ -6,7 +6,7 @@ a whole map. It is then compared with the mean and spread of the score at the sa
 over ``SMOOTHING_MM`` and with a floor under the spread, since a few dozen scans do not support a voxelwise estimate.
 Last, thresholds are read off the healthy z scores, each site weighing the same. For the thresholds the z of every
 scan is computed against a reference made without that scan's fold, so that they do not profit from having been
-calibrated on themselves; heads that were synthesised from one label map share a fold, since they share its folds.
+calibrated on themselves; heads of one anatomy (see ``CohortScan.held_out_with``) share a fold.
 """
 
 from __future__ import annotations
