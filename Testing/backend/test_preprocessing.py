@@ -177,8 +177,10 @@ class TestStarts:
         found = register_brain(template.voxels, template.affine, template.mask)
         assert (found.start, found.retries) == ("centre", followed)
 
-    def test_a_start_without_hope_is_left_after_the_rigid_stage(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Back to front the brain of a template overlaps well, and looks like itself much less."""
+    def upright(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> tuple[registration._Pair, Registration, list[tuple[int, ...]]]:
+        """The template against itself, that registration, and a list of this stage and all that follow."""
         stages, optimise = [], registration._optimise
 
         def counted(*given: object, **options: object) -> float:
@@ -188,7 +190,11 @@ class TestStarts:
         monkeypatch.setattr(registration, "_optimise", counted)
         template = load_template(2)
         pair = registration._Pair.of(template.voxels, template.affine, template.mask)
-        best = registration._attempt(pair, "centre", np.eye(4), lambda: None)
+        return pair, registration._attempt(pair, "centre", np.eye(4), lambda: None), stages
+
+    def test_a_start_without_hope_is_left_after_the_rigid_stage(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Back to front the brain of a template overlaps well, and looks like itself much less."""
+        pair, best, stages = self.upright(monkeypatch)
         turned = tilted((0.0, 0.0, 180.0))
         other = registration._attempt(pair, "turned", turned, lambda: None, before=best)
         assert stages == [(4,), (4, 2), (4,)]
@@ -198,19 +204,11 @@ class TestStarts:
 
     def test_a_start_that_confirms_ends_after_the_rigid_stage(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """One that sets out 12 degrees off comes to the same place; one that sets out there says nothing."""
-        stages, optimise = [], registration._optimise
-
-        def counted(*given: object, **options: object) -> float:
-            stages.append(options["shrink"])
-            return optimise(*given, **options)
-
-        monkeypatch.setattr(registration, "_optimise", counted)
-        template = load_template(2)
-        pair = registration._Pair.of(template.voxels, template.affine, template.mask)
-        best = registration._attempt(pair, "centre", np.eye(4), lambda: None)
+        pair, best, stages = self.upright(monkeypatch)
         afar = tilted((0.0, 12.0, 0.0))
         other = registration._attempt(pair, "afar", afar, lambda: None, before=best)
         assert stages == [(4,), (4, 2), (4,)]
+        assert other.rigid >= registration.HOPEFUL * best.rigid  # so that want of hope did not end it
         assert registration._confirms(other.world, afar, best)
         assert not registration._confirms(other.world, other.world, best)
         assert not registration._confirms(other.world, afar, replace(best, quality=replace(GOOD, similarity=0.0)))
