@@ -21,9 +21,10 @@ from UADBenchLib.networks.outline import MARGIN, OutlineNet
 from UADBenchLib.networks.unet import unfold
 from UADBenchLib.preprocessing import brain_extraction
 from UADBenchLib.preprocessing.brain_extraction import (
+    BRIGHT_RIM_ML,
     STEP,
     WORK_MM,
-    _rim_checks,
+    _without_fat,
     brain_probability,
     build_network,
     find_brain,
@@ -47,6 +48,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Anatomy:
 
 def scanned(head: Anatomy, contrast: str = "T1w") -> np.ndarray:
     return render(head, draw_look(contrast, np.random.default_rng(2)), PLAIN)[0]
+
+
+def sphere(shape: tuple[int, int, int], centre: tuple[float, float, float], radius: float) -> np.ndarray:
+    return np.linalg.norm(np.moveaxis(np.indices(shape), 0, -1) - centre, axis=-1) <= radius
 
 
 class TestNetwork:
@@ -112,12 +117,44 @@ class TestNetwork:
     def test_fat_in_the_mask_is_said(self, head: Anatomy, contrast: str) -> None:
         work, grid = to_work_grid(scanned(head, contrast), head.affine)
         mask = resample(brain_mask(head).astype(np.float32), head.affine, work.shape, grid, order=1) > 0.5
-        assert _rim_checks(work, mask) == ()
+        kept, checks = _without_fat(work, mask)
+        assert kept is mask and checks == ()
         depth = distance_transform_edt(mask) * WORK_MM
         side = np.indices(mask.shape)[0] < mask.shape[0] // 2
         work[(depth > 0) & (depth <= 4) & side] = 2.0
-        checks = _rim_checks(work, mask)
+        kept, checks = _without_fat(work, mask)
         assert [check.code for check in checks] == ([] if contrast == "T2w" else ["BRAIN_MASK_RIM"])
+        np.testing.assert_array_equal(kept, mask)
+
+    @pytest.mark.parametrize("contrast", ["T1w", "T2w"])
+    def test_fat_that_reaches_in_is_taken_out_and_tumours_are_not(self, contrast: str) -> None:
+        shape, size = (96, 112, 96), WORK_MM**3 / 1000.0
+        brain = sphere(shape, (48, 56, 48), 35)
+        orbit, tumour = sphere(shape, (48, 96, 36), 12), sphere(shape, (17, 56, 48), 6) & brain
+        work = np.where(brain, 0.5, 0.05).astype(np.float32)
+        work[sphere(shape, (48, 56, 48), 8)] = 0.3 if contrast == "T1w" else 1.1
+        work[orbit | tumour] = 1.0
+        kept, checks = _without_fat(work, brain)
+        if contrast == "T2w":  # where ventricles are brighter than tissue, so may sulci be
+            assert (kept == brain).all() and checks == ()
+            return
+        reaching = orbit & brain
+        assert min(reaching.sum(), tumour.sum()) * size > BRIGHT_RIM_ML
+        assert not (kept & reaching).any() and (kept & tumour).sum() == tumour.sum()
+        away = distance_transform_edt(~reaching) * WORK_MM
+        assert (kept == brain)[away > 8].all() and not (kept & ~brain).any()
+        assert [check.code for check in checks] == ["BRAIN_MASK_TRIMMED", "BRAIN_MASK_RIM"]
+
+    def test_the_mask_on_the_scan_s_grid_is_without_the_fat(
+        self, head: Anatomy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        voxels = scanned(head)
+        whole = find_brain(voxels, head.affine)
+        left = np.indices(to_work_grid(voxels, head.affine)[0].shape)[0] < 48
+        monkeypatch.setattr(brain_extraction, "_without_fat", lambda work, mask: (mask & ~left, ("remark",)))
+        found = find_brain(voxels, head.affine)
+        assert "remark" in found.checks and not (found.mask & ~whole.mask).any()
+        assert 0.1 < found.mask.sum() / whole.mask.sum() < 0.9
 
     def test_probabilities(self, head: Anatomy) -> None:
         probability = brain_probability(to_work_grid(scanned(head), head.affine)[0])

@@ -389,7 +389,8 @@ class TestIntensity:
 
 
 class TestMasksThereAndBack:
-    """A mask on the scan's grid keeps its shape through model space, which has voxels of 2 mm."""
+    """A mask on the scan's grid keeps its shape through model space, on the models' own voxels of 2 mm and, where it
+    is thin, on those of 1 mm for masks."""
 
     GRIDS = {
         "fine": ((150, 180, 150), np.eye(3), (1.0, 1.0, 1.0)),
@@ -398,15 +399,26 @@ class TestMasksThereAndBack:
         "oblique sagittal": ((72, 90, 90), rotation((14.0, -9.0, 11.0))[:, [1, 2, 0]] * [1, -1, 1], (3.0, 2.0, 2.0)),
     }
 
+    def head(self, name: str) -> tuple[Scan, Prepared, np.ndarray]:
+        """An empty scan, its way to model space, and a place in the middle of it."""
+        shape, axes, voxel_mm = self.GRIDS[name]
+        world = tilted((12.0, -5.0, 8.0))
+        world[:3, :3] = world[:3, :3] @ np.diag([0.85, 0.88, 0.92])
+        place = (world @ [18.0, -20.0, 25.0, 1.0])[:3]
+        scan = Scan(np.zeros(shape, np.float32), affine_of(shape, axes, voxel_mm, place))
+        recipe, everywhere = Recipe(), np.ones(shape, dtype=bool)
+        inside = np.ones(recipe.shape, dtype=bool)
+        return (
+            scan,
+            Prepared(np.zeros(recipe.shape, np.float32), inside, recipe.affine, everywhere, world, [], []),
+            place,
+        )
+
     @pytest.mark.parametrize("name", sorted(GRIDS))
     @pytest.mark.parametrize("kind", ["ball", "two lobes", "plate"])
     def test_dice(self, name: str, kind: str) -> None:
-        shape, axes, voxel_mm = self.GRIDS[name]
-        world, middle = tilted((12.0, -5.0, 8.0)), np.array([18.0, -20.0, 25.0])
-        world[:3, :3] = world[:3, :3] @ np.diag([0.85, 0.88, 0.92])
-        place = (world @ [*middle, 1.0])[:3]
-        affine = affine_of(shape, axes, voxel_mm, place)
-        scan = Scan(np.zeros(shape, np.float32), affine)
+        scan, prepared, place = self.head(name)
+        shape, affine = scan.shape, scan.affine
         lesion = ball(shape, affine, place, 6.5)
         if kind == "two lobes":
             lesion |= ball(shape, affine, place + [7.0, 4.0, -5.0], 6.5)
@@ -414,11 +426,26 @@ class TestMasksThereAndBack:
             lesion = ball(shape, affine, place, 15.0) & ball(shape, affine, place + [0.0, 0.0, 40.0], 44.5)
             lesion &= ball(shape, affine, place - [0.0, 0.0, 40.0], 44.5)
         assert lesion.sum() * scan.voxel_ml >= 1.0
-        recipe, everywhere = Recipe(), np.ones(shape, dtype=bool)
-        inside = np.ones(recipe.shape, dtype=bool)
-        prepared = Prepared(np.zeros(recipe.shape, np.float32), inside, recipe.affine, everywhere, world, [], [])
         back = prepared.to_native(prepared.to_model(lesion.astype(np.float32), scan), scan) > 0.5
         assert dice(lesion, back) >= 0.9
+        carried = prepared.mask_to_model(lesion, scan)
+        assert carried.dtype == bool and carried.shape == tuple(2 * size for size in prepared.voxels.shape)
+        assert dice(lesion, prepared.mask_to_native(carried, scan)) >= 0.9
+
+    def test_ribbons_of_three_millimetres(self) -> None:
+        """Like plaques along ventricles: on the models' own voxels they are no longer what they were."""
+        scan, prepared, place = self.head("fine")
+        lesion = ball(scan.shape, scan.affine, place, 14.0) & ~ball(scan.shape, scan.affine, place, 11.0)
+        lesion &= ball(scan.shape, scan.affine, place + [12.0, 9.0, 0.0], 14.0)
+        assert lesion.sum() * scan.voxel_ml >= 1.0
+        assert dice(lesion, prepared.mask_to_native(prepared.mask_to_model(lesion, scan), scan)) >= 0.9
+
+    def test_both_grids_cover_the_same_space(self) -> None:
+        _, prepared, _ = self.head("fine")
+        shape = np.array(prepared.voxels.shape)
+        for corner in (-0.5 * np.ones(3), shape - 0.5):
+            finer = 2 * (corner + 0.5) - 0.5
+            np.testing.assert_allclose(prepared.mask_affine @ [*finer, 1], prepared.affine @ [*corner, 1])
 
 
 class TestPrepare:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,11 +31,18 @@ def preprocess(
     out: OutOption,
     contrast: ContrastOption = ContrastChoice.auto,
     brain_mask: BrainMaskOption = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", metavar="MASK", help="Lesion mask to carry along.", show_default=False),
+    ] = None,
     force: ForceOption = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what each step did and found.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Prepare a scan as the models see it; write it with its brain mask and the record of every step."""
+    """Prepare a scan as the models see it; write it with its brain mask and the record of every step.
+
+    A reference lies in the same space on voxels of half the edge, so that thin lesions keep their shape.
+    """
     check_output(out)
     from UADBenchLib.preprocessing.contrast import settle_contrast
     from UADBenchLib.preprocessing.recipe import Recipe, prepare
@@ -44,6 +52,7 @@ def preprocess(
 
     read = read_scan(scan, chosen_contrast(contrast))
     mask = read_mask(brain_mask, read, "brain mask") if brain_mask else None
+    lesion = read_mask(reference, read, "reference") if reference else None
     recipe = Recipe()
     with progress_bar() as progress:
         prepared = prepare(read, recipe, brain_mask=mask, progress=progress)
@@ -52,6 +61,9 @@ def preprocess(
     with staged(out) as stage:
         write_volume(stage.path(f"{read.stem}_space-model_scan.nii.gz"), prepared.voxels, prepared.affine)
         write_volume(stage.path(f"{read.stem}_brain_mask.nii.gz"), prepared.native_mask, read.affine)
+        if lesion is not None:
+            carried = prepared.mask_to_model(lesion, read)
+            write_volume(stage.path(f"{read.stem}_space-model_reference.nii.gz"), carried, prepared.mask_affine)
         write_json(stage.path(f"{read.stem}_recipe.json"), record)
     note_checks(prepared.checks)
     if json:

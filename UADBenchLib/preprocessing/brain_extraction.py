@@ -42,9 +42,16 @@ CERTAIN, DOUBTFUL = 0.7, 0.55
 reach 0.7 to 0.8, since a border of a voxel is always doubtful; noise without a head reaches 0.4. Below the first a
 warning is given, below the second the mask is refused."""
 
-BRIGHT_RIM, BRIGHT_RIM_ML = 1.1, 3.0
-"""Where grey and white matter are bright (T1w, FLAIR), no healthy tissue near the surface is brighter than what lies
-deep by more than the first factor: 26 heads measure less than the second of such rim, one with fat in it 9 ml."""
+BRIGHT_RIM, BRIGHT_RIM_ML, RIM_MM = 1.1, 3.0, 8.0
+"""Where grey and white matter are bright (T1w, FLAIR), no healthy tissue in the rim, as thick as the last says, is
+brighter than what lies deep by more than the first factor: 26 heads measure less than the second of it, one with fat in
+it 9 ml."""
+
+FAT = 1.05
+"""What is brighter than the deep brain by this factor, and thick, may be fat."""
+
+SMOOTHED_MM, NEAR_FAT_MM = 3.0, 15.0
+"""Where fat was taken out of a mask, tongues thinner than twice the first go too, as far from it as the second."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +106,11 @@ def find_brain(
             f"no brain was found in this head ({volume:.0f} ml with a certainty of {certainty:.2f})",
             "check that this is a head and its orientation, or give a brain mask with --brain-mask",
         )
+    inside = near & (probability > 0.5)
+    trimmed, remarks = _without_fat(work, inside)
+    near &= trimmed | ~inside
     mask = resample(np.where(near, probability, 0), grid, voxels.shape, affine, order=1) > 0.5
-    doubts = (*_doubts(certainty), *_rim_checks(work, near & (probability > 0.5)))
-    return BrainMask(mask, "network", (*doubts, *_volume_checks(mask.sum() * voxel_ml)))
+    return BrainMask(mask, "network", (*_doubts(certainty), *remarks, *_volume_checks(mask.sum() * voxel_ml)))
 
 
 def extracted_already(voxels: np.ndarray, voxel_ml: float) -> np.ndarray | None:
@@ -244,22 +253,70 @@ def _doubts(certainty: float) -> tuple[Check, ...]:
     )
 
 
-def _rim_checks(work: np.ndarray, mask: np.ndarray) -> tuple[Check, ...]:
-    """The warning for a mask whose rim is brighter than a brain of its contrast can be."""
+def _brightest(work: np.ndarray, mask: np.ndarray) -> tuple[float, np.ndarray]:
+    """How bright the brain in a head on the work grid can be, and what of the mask's rim is brighter: nothing if that
+    is little, or if fluid is brightest, since bright sulci are healthy then."""
     from scipy.ndimage import distance_transform_edt
 
     depth = distance_transform_edt(mask, sampling=WORK_MM)
     if not (depth > 12).any():
-        return ()
+        return np.inf, np.zeros_like(mask)
     middle, high = np.percentile(work[depth > 12], (50, 99.5))
-    bright_ml = np.count_nonzero((depth > 0) & (depth <= 8) & (work > BRIGHT_RIM * high)) * WORK_MM**3 / 1000.0
-    if middle < 0.6 * high or bright_ml < BRIGHT_RIM_ML:  # where fluid is brightest, bright sulci are healthy
+    rim = mask & (depth <= RIM_MM) & (work > BRIGHT_RIM * high)
+    if middle < 0.6 * high or _ml(rim) < BRIGHT_RIM_ML:
+        return np.inf, np.zeros_like(mask)
+    return float(high), rim
+
+
+def _ml(mask: np.ndarray) -> float:
+    return np.count_nonzero(mask) * WORK_MM**3 / 1000.0
+
+
+def _without_fat(work: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, tuple[Check, ...]]:
+    """Take the fat out of the rim of a mask: what is brighter than a brain can be and belongs to something thick that
+    lies outside the mask for two thirds at least, as the fat of the orbits does; what enhances at the surface of the
+    brain lies in the mask. Return the mask, and what is to be said of its rim."""
+    from scipy.ndimage import binary_dilation, binary_fill_holes, binary_opening, binary_propagation, label
+    from scipy.ndimage import distance_transform_edt as distance
+
+    high, rim = _brightest(work, mask)
+    if not rim.any():
+        return mask, ()
+    # The marrow of the skull, which could lead from fat to a tumour, is thin.
+    bright = work > FAT * high
+    thick, count = label(binary_opening(bright))
+    within, without = (np.bincount(thick[where], minlength=count + 1) for where in (mask, ~mask))
+    fat = np.isin(thick, 1 + np.flatnonzero(without[1:] >= 2 * within[1:]))
+    fat = binary_dilation(fat, mask=bright, iterations=2)
+    fat = binary_propagation(fat & ~mask, mask=fat) & mask
+    away = distance(~fat, sampling=WORK_MM)
+    kept = mask & (away > 1.5 * WORK_MM)  # voxels beside it are partly fat
+    core = distance(kept, sampling=WORK_MM) > SMOOTHED_MM
+    kept &= (away > NEAR_FAT_MM) | (distance(~core, sampling=WORK_MM) <= SMOOTHED_MM + 0.5 * WORK_MM)
+    parts, _ = label(kept)
+    kept = parts == 1 + int(np.bincount(parts.ravel())[1:].argmax())
+    flat = np.zeros((3, 3, 3), dtype=bool)
+    flat[:, 1, 1] = flat[1, :, 1] = True
+    kept = mask & binary_fill_holes(kept, flat)  # level by level: vessels at the skull base are no fat
+    taken = Check(
+        "warning",
+        "BRAIN_MASK_TRIMMED",
+        f"{_ml(mask & ~kept):.0f} ml at the rim of the brain mask were taken for fat that reaches in from outside, and "
+        "left out of it",
+        "look at the mask, since nothing is found outside it; give a better one with --brain-mask",
+    )
+    return kept, (*([taken] if fat.any() else []), *_rim_checks(_brightest(work, kept)[1]))
+
+
+def _rim_checks(rim: np.ndarray) -> tuple[Check, ...]:
+    """The warning for a mask with a rim that is brighter than a brain of its contrast can be."""
+    if not rim.any():
         return ()
     return (
         Check(
             "warning",
             "BRAIN_MASK_RIM",
-            f"{bright_ml:.0f} ml at the rim of the brain mask are brighter than all tissue deeper in: fat from outside "
+            f"{_ml(rim):.0f} ml at the rim of the brain mask are brighter than all tissue deeper in: fat from outside "
             "the brain may lie in it, or contrast agent at its surface",
             "do not trust findings at the rim; look at the mask, or give a better one with --brain-mask",
         ),
