@@ -49,9 +49,15 @@ STEPS := disyre-t1w:8000 riad-t1w:9000 reverse_distillation-t1w:3600 reverse_dis
   andi-t2w:4100
 steps = $(patsubst $(1):%,--steps %,$(filter $(1):%,$(STEPS)))
 
+# Their options where they are not those of today's preset.
+CHANGES := fae-t2w:taps=stem,stage1,stage2 fae-t2w:restore=false fae-t2w:widths=48,80,96 fae-t2w:dropout=0.1 \
+  fae-t2w:loss_window=5 fae-t2w:score_window=5 fae-t2w:unit=1.0 patchcore-t2w:place_mm=10.0 \
+  reverse_distillation-t2w:averaged=1
+changes = $(patsubst $(1):%,--set %,$(filter $(1):%,$(CHANGES)))
+
 # $(call bundle,METHOD,contrast,Contrast,training cohort,validation cohort)
 define bundle
-	$(UADBENCH) train $(1) --cohort $(4) --contrast $(3) --preset compact $(call steps,$(1)-$(2)) --seed 0 --licence Apache-2.0 --resume --out Resources/Models/$(call lower,$(1))-$(2)-compact
+	$(UADBENCH) train $(1) --cohort $(4) --contrast $(3) --preset compact $(call changes,$(1)-$(2)) $(call steps,$(1)-$(2)) --seed 0 --licence Apache-2.0 --resume --out Resources/Models/$(call lower,$(1))-$(2)-compact
 	$(UADBENCH) calibrate Resources/Models/$(call lower,$(1))-$(2)-compact --healthy $(5)
 
 endef

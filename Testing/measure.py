@@ -63,7 +63,7 @@ def write_cohort(rows: list[tuple[str, CohortScan]], path: Path) -> None:
             name: str(Path(values[name]).resolve()) for name in ("scan", "reference", "brain_mask") if values[name]
         }
         table.append({**values, **paths, "dataset": dataset})
-    write_csv(path, table, [*names, "dataset"])
+    write_csv(path, table, names)
 
 
 def evaluate(rows: list[tuple[str, CohortScan]], run: Path, workers: int | None, models: list[str]) -> None:

@@ -23,7 +23,7 @@ from UADBenchLib.bundles import catalogue
 from UADBenchLib.bundles.bundle import bundle_id, load_bundle, load_metadata, save_bundle, sha256_of
 from UADBenchLib.bundles.card import render_card
 from UADBenchLib.errors import InputError
-from UADBenchLib.methods.registry import method_class
+from UADBenchLib.methods.registry import changed_configuration, create_method, method_class
 from UADBenchLib.preprocessing.recipe import Recipe
 from UADBenchLib.scan import CONTRASTS
 from UADBenchLib.writing import write_json
@@ -426,11 +426,18 @@ def test_a_shipped_card_says_how_it_was_made(folder: Path) -> None:
     (command,) = re.findall(r"^uadbench train (.*)$", card, re.MULTILINE)
     words = command.split()
     told = dict(zip(words[1::2], words[2::2], strict=True))
-    # `make models` takes the preset's steps but where the Makefile says others.
+    # `make models` takes the preset's options and steps but where the Makefile says others.
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     others = dict(re.findall(r"(\w+-(?:t1w|t2w|flair)):(\d+)", makefile))
     preset = method_class(metadata.method).presets["compact"]
     steps = preset.schedule.steps if preset.schedule else 0
     wanted = others.get(f"{metadata.method}-{metadata.contrast.lower()}", str(steps))
     assert told.get("--steps", "0") == wanted
+    changes = re.findall(rf"\b{metadata.method}-{metadata.contrast.lower()}:(\w+=\S+)", makefile)
+    assert re.findall(r"--set (\S+)", command) == changes
+    configuration = changed_configuration(metadata.method, metadata.preset, changes)
+    assert (
+        create_method(metadata.method, config=configuration).configuration()
+        == load_bundle(folder).method.configuration()
+    )
     assert told["--seed"] == "0" and told["--out"] == metadata.id

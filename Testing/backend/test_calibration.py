@@ -5,6 +5,7 @@ The numbers are tested on maps made of noise, the way through files on the labor
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -114,8 +115,14 @@ class TestNumbers:
         assert all(0 <= fold < FOLDS for fold in folds)
         if len(set(names)) <= FOLDS:
             assert len(set(folds)) == len(set(names))
+        assert len(set(folds)) > 1 or len(set(names)) == 1
         shuffled = dict(zip(reversed(names), folds_of(names[::-1]), strict=True))
         assert [shuffled[name] for name in names] == folds
+
+    def test_folds_of_names_that_hash_alike(self) -> None:
+        drawn = (f"s{number}" for number in range(1000))
+        alike = [name for name in drawn if int(hashlib.sha256(name.encode()).hexdigest(), 16) % FOLDS == 2]
+        assert sorted(set(folds_of(alike[: FOLDS + 2]))) == list(range(FOLDS))
 
     def test_all_scans_of_a_subject_are_held_out_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
         used: list[set[str]] = []

@@ -464,6 +464,15 @@ def test_preprocess_writes_scan_mask_and_record(
     code, text, _ = run("preprocess", files["scan"], "--out", out, "--json", "--brain-mask", files["reference"])
     assert code == 0 and json.loads(text)["files"]
     assert np.asarray(nibabel.load(out / names[0]).dataobj).sum() == 64
+    code, text, _ = run("preprocess", files["scan"], "--out", out, "--json", "--reference", files["reference"])
+    (path,) = (path for path in json.loads(text)["files"] if path.endswith("sub-1_T1w_space-model_reference.nii.gz"))
+    carried, lesion = nibabel.load(path), nibabel.load(files["reference"])
+    assert code == 0 and carried.shape == tuple(2 * size for size in recipe.Recipe().shape)
+    places = [
+        np.argwhere(np.asarray(image.dataobj)) @ image.affine[:3, :3].T + image.affine[:3, 3]
+        for image in (carried, lesion)
+    ]
+    np.testing.assert_allclose(places[0].mean(axis=0), places[1].mean(axis=0), atol=0.3)
     code, text, err = run("check", files["scan"], "--full", "--json")
     document = json.loads(text)
     assert code == 0 and document["usable"] and document["quality"] == {"snr": 10.0}
@@ -504,11 +513,13 @@ def test_train_passes_everything_on(run: Run, tmp_path: Path, monkeypatch: pytes
         "--preset",
         "paper",
     )
-    code, text, err = run(*arguments, "--fraction", 0.5, "--seed", 3, "--steps", 5, "--resume")
+    code, text, err = run(
+        *arguments, "--fraction", 0.5, "--seed", 3, "--steps", 5, "--resume", "--set", "a=1", "--set", "b=x,y"
+    )
     assert code == 0 and "id: fae-t1w-compact" in text and only_line(err) == "warning LEFT_OUT: a.nii.gz: TRUNCATED"
     expected = {
         "method": "fae", "cohort": Path("c.csv"), "contrast": "T2w", "preset": "paper", "out": tmp_path / "b",
-        "fraction": 0.5, "seed": 3, "steps": 5, "resume": True, "device": "auto",
+        "fraction": 0.5, "seed": 3, "steps": 5, "resume": True, "device": "auto", "changes": ["a=1", "b=x,y"],
     }  # fmt: skip
     assert {key: seen[key] for key in expected} == expected
     assert not isinstance(seen["contrast"], type(None)) and type(seen["contrast"]) is str

@@ -21,7 +21,13 @@ from UADBenchLib.methods.context_vae import paint_squares
 from UADBenchLib.methods.disyre import published_label
 from UADBenchLib.methods.frame import Frame
 from UADBenchLib.methods.patchcore import farthest_points
-from UADBenchLib.methods.registry import create_method, list_methods, method_class
+from UADBenchLib.methods.registry import (
+    changed_configuration,
+    configuration_changes,
+    create_method,
+    list_methods,
+    method_class,
+)
 from UADBenchLib.networks.distillation import Bottleneck, Decoder
 from UADBenchLib.networks.query_transformer import QueryTransformer, neighbours
 
@@ -239,6 +245,28 @@ class TestRegistry:
         with pytest.raises(InputError) as refusal:
             create_method(*arguments)
         assert refusal.value.code == code
+
+    @pytest.mark.parametrize("preset", ["compact", "paper"])
+    @pytest.mark.parametrize("name", list_methods())
+    def test_what_changes_a_preset_can_be_told_and_read_again(self, name: str, preset: str) -> None:
+        if preset not in method_class(name).presets:
+            preset = "compact"
+        config = asdict(method_class(name).presets[preset].config)
+        assert configuration_changes(name, preset, config) == [] and changed_configuration(name, preset, []) == config
+        for option, value in config.items():
+            if isinstance(value, bool):
+                other = not value
+            else:
+                other = value[::-1] if isinstance(value, tuple) else "x" if isinstance(value, str) else value + 1
+            changes = configuration_changes(name, preset, config | {option: other})
+            assert [change.split("=")[0] for change in changes] == ([option] if other != value else [])
+            assert changed_configuration(name, preset, changes) == config | {option: other}
+
+    @pytest.mark.parametrize("change", ["colour=1", "widths", "widths=a,b", "augment=perhaps", "levels=2.5", "=3", ""])
+    def test_changes_that_cannot_be_made(self, change: str) -> None:
+        with pytest.raises(InputError) as refusal:
+            changed_configuration("disyre", "compact", [change])
+        assert refusal.value.code == "CONFIG_INVALID" and refusal.value.advice
 
     def test_configurations_survive_json(self) -> None:
         import json

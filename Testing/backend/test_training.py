@@ -95,6 +95,13 @@ class TestBundle:
         count = load_bundle(laboratory.bundle).method.count
         assert count.max() == 6 and (count == 6).sum() > 15_000
 
+    def test_options_instead_of_the_preset_s(self, laboratory: Laboratory, tmp_path: Path) -> None:
+        run(laboratory, tmp_path / "a", "disyre", steps=1, changes=["augment=false", "radius=2,9"])
+        config = load_metadata(tmp_path / "a").config
+        assert config["augment"] is False and tuple(config["radius"]) == (2.0, 9.0)
+        card = (tmp_path / "a" / "docs" / "README.md").read_text()
+        assert "--preset compact --set radius=2.0,9.0 --set augment=false --steps 1" in card
+
     def test_disyre_measures_its_levels_before_the_steps(self, laboratory: Laboratory, tmp_path: Path) -> None:
         run(laboratory, tmp_path / "a", "disyre", steps=2)
         levels = load_bundle(tmp_path / "a").method.levels

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from UADBenchLib.bundles.bundle import Metadata
+from UADBenchLib.methods.registry import configuration_changes
 
 LIMITS = (
     "Research software; not a medical device. A finding is a place worth a look, not a diagnosis; an empty map does "
@@ -66,9 +67,12 @@ def _commands(metadata: Metadata) -> str:
     steps = f"--steps {metadata.steps} " if metadata.steps else ""
     fraction = metadata.trained_on.get("fraction", 1)
     share = f"--fraction {fraction:g} " if fraction != 1 else ""
+    changes = "".join(
+        f"--set {change} " for change in configuration_changes(metadata.method, metadata.preset, metadata.config)
+    )
     return (
         f"uadbench train {metadata.method} --cohort COHORT --contrast {metadata.contrast} --preset {metadata.preset} "
-        f"{steps}{share}--seed {metadata.seed} --out {metadata.id}\n"
+        f"{changes}{steps}{share}--seed {metadata.seed} --out {metadata.id}\n"
         f"uadbench calibrate {metadata.id} --healthy COHORT"
     )
 

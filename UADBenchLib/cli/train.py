@@ -20,6 +20,15 @@ def train(
     contrast: Annotated[KnownContrast, typer.Option("--contrast", help="Contrast to train for.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="Folder of the bundle.", show_default=False)],
     preset: Annotated[Preset, typer.Option("--preset", help="Size and schedule.")] = Preset.compact,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="OPTION=VALUE",
+            help="An option of the method instead of the preset's, entries separated by commas; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
     data: DataOption = None,
     fraction: Annotated[float, typer.Option("--fraction", help="Share of the subjects, above 0 up to 1.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
@@ -51,6 +60,7 @@ def train(
             cohort,
             contrast=contrast.value,
             preset=preset.value,
+            changes=changes or (),
             out=out,
             data=data,
             fraction=fraction,

@@ -306,7 +306,7 @@ def _held_out_histograms(maps: Sequence[RawMap], recipe: Recipe) -> list[Histogr
     histograms: dict[int, Histogram] = {}
     for fold in sorted(set(folds)):
         others = [m for m, f in zip(maps, folds, strict=True) if f != fold]
-        reference = fit_reference(others or maps, recipe.voxel_mm)
+        reference = fit_reference(others, recipe.voxel_mm)
         for number, m in enumerate(maps):
             if folds[number] == fold:
                 histograms[number] = Histogram().add(reference.z(m.scores, m.scored), None, m.scored)

@@ -48,7 +48,7 @@ def fit_domain(scans: Sequence[StoredScan], recipe: Recipe, origin: str) -> Doma
     folds = folds_of([scan.row.held_out_with for scan in scans])
     distances = np.zeros(len(scans))
     for number, fold in enumerate(folds):
-        others = [n for n, other in enumerate(folds) if other != fold] or list(range(len(scans)))
+        others = [n for n, other in enumerate(folds) if other != fold]
         features = _centres([figures[n] for n in others], [sites[n] for n in others])
         distances[number] = _distance(features, figures[number])[0]
     limit = _weighted_quantile(distances, site_weights(sites), LIMIT_QUANTILE)

@@ -20,8 +20,10 @@ def site_weights(sites: Sequence[str]) -> np.ndarray:
 
 def folds_of(names: Sequence[str]) -> list[int]:
     """Which fold each subject or anatomy is held out in: one of its own where there are no more than ``FOLDS`` of them,
-    else that of its hash, which is the same on every machine."""
+    else that of its hash, which is the same on every machine, unless that leaves nobody to compare with. Two names and
+    more have two folds and more."""
     unique = sorted(set(names))
-    if len(unique) <= FOLDS:
-        return [unique.index(name) for name in names]
-    return [int(hashlib.sha256(name.encode()).hexdigest(), 16) % FOLDS for name in names]
+    hashed = [int(hashlib.sha256(name.encode()).hexdigest(), 16) % FOLDS for name in names]
+    if len(unique) <= FOLDS or len(set(hashed)) == 1:
+        return [unique.index(name) % FOLDS for name in names]
+    return hashed

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from UADBenchLib.cohort import CohortScan, read_cohort, select
 from UADBenchLib.errors import InputError, UADBenchError
 from UADBenchLib.inference.device import autocast, choose_device
 from UADBenchLib.methods.base import Method, Schedule, Slices
-from UADBenchLib.methods.registry import create_method
+from UADBenchLib.methods.registry import changed_configuration, create_method
 from UADBenchLib.preprocessing.recipe import Recipe
 from UADBenchLib.scan import Progress
 from UADBenchLib.training.checkpoint import follow, load_checkpoint, save_checkpoint
@@ -44,6 +44,7 @@ def train(
     contrast: str,
     out: str | Path,
     preset: str = "compact",
+    changes: Sequence[str] = (),
     data: str | Path | None = None,
     fraction: float = 1.0,
     seed: int = 0,
@@ -62,6 +63,8 @@ def train(
     ----------
     method, preset : str
         Registry name and preset.
+    changes : sequence of str
+        ``OPTION=VALUE`` instead of the preset's; see ``registry.changed_configuration``.
     cohort : path
         Cohort table; rows with label ``healthy`` of split ``train`` (or of no split) and the given contrast are used.
     contrast : str
@@ -87,11 +90,11 @@ def train(
     Raises
     ------
     InputError
-        For an unknown method or preset, an unusable cohort, or a fraction out of range.
+        For an unknown method, preset or option, an unusable cohort, or a fraction out of range.
     """
     recipe, target = Recipe(), choose_device(own_device(device))
     torch.manual_seed(seed)  # initial weights are drawn by torch's layers from the global generator
-    model = create_method(method, preset)
+    model = create_method(method, preset, changed_configuration(method, preset, changes))
     schedule = model.presets[preset].schedule
     if schedule is not None and steps is not None:
         schedule = replace(schedule, steps=steps)
