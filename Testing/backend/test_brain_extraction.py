@@ -24,6 +24,7 @@ from UADBenchLib.preprocessing.brain_extraction import (
     BRIGHT_RIM_ML,
     STEP,
     WORK_MM,
+    _head_box,
     _without_fat,
     brain_probability,
     build_network,
@@ -103,6 +104,22 @@ class TestNetwork:
             find_brain(scanned(head), head.affine, check=check)
         assert len(calls) == 5
         assert find_brain(scanned(head), head.affine).mask.any(), "and leaves the network as it was"
+
+    @pytest.mark.parametrize("contrast", ["T1w", "FLAIR"])
+    def test_air_around_a_head_changes_little(self, head: Anatomy, contrast: str) -> None:
+        voxels, air = scanned(head, contrast), 20
+        wide = head.affine.copy()
+        wide[:3, 3] -= wide[:3, :3] @ [air, air, air]
+        narrow, padded = find_brain(voxels, head.affine).mask, find_brain(np.pad(voxels, air), wide).mask
+        assert dice(padded[air:-air, air:-air, air:-air], narrow) > 0.95 and padded.sum() < 1.1 * narrow.sum()
+
+    def test_noise_is_no_head_to_look_at(self) -> None:
+        noise = np.random.default_rng(0).random((40, 48, 32)).astype(np.float32)
+        assert noise[_head_box(noise)].shape == noise.shape
+        assert noise[_head_box(0 * noise)].shape == noise.shape
+        noise *= 0.04
+        noise[10:30, 20:24, 5:9] = 0.5
+        assert noise[_head_box(noise)].shape == (36, 20, 17)
 
     def test_the_work_grid(self, head: Anatomy) -> None:
         voxels = scanned(head)

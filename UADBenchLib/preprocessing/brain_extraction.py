@@ -34,6 +34,9 @@ WORK_MM = 2.0
 STEP = 16
 """The sides of that grid are multiples of this."""
 
+AIR, AIR_MM = 0.05, 16.0
+"""What is darker than the first, of the head's brightest, may be air; the network is shown the second around a head."""
+
 SIZES = ("widths", "stem", "border", "layers")
 """What ``build_network`` takes, by the names that the metadata have."""
 
@@ -133,23 +136,45 @@ def extracted_already(voxels: np.ndarray, voxel_ml: float) -> np.ndarray | None:
 
 
 def brain_probability(work: np.ndarray, *, check: Callable[[], None] | None = None) -> np.ndarray:
-    """Return how probably each voxel of a head on the work grid (``to_work_grid``) is brain, float32 in [0, 1]."""
+    """Return how probably each voxel of a head on the work grid (``to_work_grid``) is brain, float32 in [0, 1].
+
+    The network sees the head with as much air around it as the heads that it was trained on had: it normalises over all
+    that it sees, and in a wide field of view it would take skull for brain.
+    """
     import torch
 
     check = check or no_check
     network = _network()
     check()
+    head = _head_box(work)
+    sides = work[head].shape
+    seen = np.pad(work[head], [(0, -side % STEP) for side in sides])
     # A forward pass takes a second or two: look between its blocks whether somebody wants to stop.
     hooks = [module.register_forward_pre_hook(lambda *_: check()) for module in network.modules()]
     try:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=_bfloat16()):
-            image = torch.from_numpy(work)[None, None]
+            image = torch.from_numpy(seen)[None, None]
             # Heads are nearly symmetric: the mirror image is a second opinion at no cost in training.
             logits = network(image).float() + network(image.flip(2)).float().flip(2)
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.sigmoid(logits / 2)[0, 0].numpy()
+    probability = np.zeros_like(work)
+    probability[head] = torch.sigmoid(logits / 2)[0, 0].numpy()[tuple(slice(side) for side in sides)]
+    return probability
+
+
+def _head_box(work: np.ndarray) -> tuple[slice, slice, slice]:
+    """The box around the largest thing in a head on the work grid, with ``AIR_MM`` on each side where there is that
+    much."""
+    from scipy.ndimage import binary_opening, find_objects, label
+
+    parts, count = label(binary_opening(work > AIR))
+    if count == 0:
+        return (slice(None),) * 3
+    box = find_objects(parts)[int(np.bincount(parts.ravel())[1:].argmax())]
+    margin = round(AIR_MM / WORK_MM)
+    return tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
 
 
 def to_work_grid(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
