@@ -105,9 +105,8 @@ class TestNetwork:
         assert len(calls) == 5
         assert find_brain(scanned(head), head.affine).mask.any(), "and leaves the network as it was"
 
-    @pytest.mark.parametrize("contrast", ["T1w", "FLAIR"])
-    def test_air_around_a_head_changes_little(self, head: Anatomy, contrast: str) -> None:
-        voxels, air = scanned(head, contrast), 20
+    def test_air_around_a_head_changes_little(self, head: Anatomy) -> None:
+        voxels, air = scanned(head), 20
         wide = head.affine.copy()
         wide[:3, 3] -= wide[:3, :3] @ [air, air, air]
         narrow, padded = find_brain(voxels, head.affine).mask, find_brain(np.pad(voxels, air), wide).mask
