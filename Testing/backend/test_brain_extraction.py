@@ -118,7 +118,7 @@ class TestNetwork:
         assert noise[_head_box(0 * noise)].shape == noise.shape
         noise *= 0.04
         noise[10:30, 20:24, 5:9] = 0.5
-        assert noise[_head_box(noise)].shape == (36, 20, 17)
+        assert noise[_head_box(noise)].shape == (40, 28, 21)
 
     def test_the_work_grid(self, head: Anatomy) -> None:
         voxels = scanned(head)

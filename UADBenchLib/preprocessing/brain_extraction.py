@@ -34,7 +34,7 @@ WORK_MM = 2.0
 STEP = 16
 """The sides of that grid are multiples of this."""
 
-AIR, AIR_MM = 0.05, 16.0
+AIR, AIR_MM = 0.05, 24.0
 """What is darker than the first, of the head's brightest, may be air; the network is shown the second around a head."""
 
 SIZES = ("widths", "stem", "border", "layers")
