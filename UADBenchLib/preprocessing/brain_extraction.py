@@ -48,7 +48,7 @@ warning is given, below the second the mask is refused."""
 BRIGHT_RIM, BRIGHT_RIM_ML, RIM_MM = 1.1, 3.0, 8.0
 """Where grey and white matter are bright (T1w, FLAIR), no healthy tissue in the rim, as thick as the last says, is
 brighter than what lies deep by more than the first factor: 26 heads measure less than the second of it, one with fat in
-it 9 ml."""
+it more."""
 
 FAT = 1.05
 """What is brighter than the deep brain by this factor, and thick, may be fat."""
@@ -314,6 +314,8 @@ def _without_fat(work: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, tuple[
     fat = np.isin(thick, 1 + np.flatnonzero(without[1:] >= 2 * within[1:]))
     fat = binary_dilation(fat, mask=bright, iterations=2)
     fat = binary_propagation(fat & ~mask, mask=fat) & mask
+    if not fat.any():
+        return mask, _rim_checks(rim)
     away = distance(~fat, sampling=WORK_MM)
     kept = mask & (away > 1.5 * WORK_MM)  # voxels beside it are partly fat
     core = distance(kept, sampling=WORK_MM) > SMOOTHED_MM
@@ -330,7 +332,7 @@ def _without_fat(work: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, tuple[
         "left out of it",
         "look at the mask, since nothing is found outside it; give a better one with --brain-mask",
     )
-    return kept, (*([taken] if fat.any() else []), *_rim_checks(_brightest(work, kept)[1]))
+    return kept, (taken, *_rim_checks(_brightest(work, kept)[1]))
 
 
 def _rim_checks(rim: np.ndarray) -> tuple[Check, ...]:
