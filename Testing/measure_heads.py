@@ -1,7 +1,8 @@
 """Measure what is done with heads, and write the tables that README, docs and cards quote.
 
-``brain_mask.csv``: Dice of the brain mask in whole T1w heads not trained on, and in heads synthesised from the
-label maps that were held out. ``contrast.csv``: which contrast was found in every scan of a folder, and in synthesised
+``brain_mask.csv``: Dice of the brain mask in T1w heads not trained on, as they are, with the vertex cut off by the
+field of view, and turned; and in heads synthesised from the label maps that were held out. ``contrast.csv``: which
+contrast was found in every scan of a folder, and in synthesised
 ones. ``round_trip.csv``: Dice of real lesions of 1 ml and more that were carried to model space and back, on the grid
 for masks and on the models' own. ``heads_seconds.csv``: seconds of every stage from a raw head to prepared slices.
 ``heads.png``: one synthesised head in three contrasts, and the four kinds of lesion.
@@ -24,7 +25,7 @@ from scipy.spatial.transform import Rotation
 
 from UADBenchLib.cohort import read_cohort, select
 from UADBenchLib.errors import InputError
-from UADBenchLib.geometry import canonical
+from UADBenchLib.geometry import canonical, resample
 from UADBenchLib.parallel import map_processes
 from UADBenchLib.preprocessing.brain_extraction import find_brain
 from UADBenchLib.preprocessing.contrast import find_contrast
@@ -45,6 +46,10 @@ from UADBenchLib.writing import atomic, write_csv
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_ML = 1.0
 """Lesions below are not carried to model space and back."""
+CUT_MM = 10.0
+"""How far below the top of the brain a field of view ends that cuts the vertex."""
+TURNED = 30.0 / 3**0.5 * np.array([1.0, -1.0, 1.0])
+"""What a turned head is turned by: 30 degrees about an axis that is askew to R, A and S."""
 SYNTHETIC = 60
 """Heads synthesised to tell contrasts apart; a third each."""
 
@@ -66,7 +71,29 @@ def synthetic_head(maps: Path, number: int, seed: int = 7) -> tuple[Scan, np.nda
     return scan, reference_on(brain_mask(head), head, voxels.shape, affine)
 
 
-def mask_row(scan: Scan, truth: np.ndarray, source: str) -> dict[str, object]:
+def vertex_cut(scan: Scan, mask: np.ndarray) -> tuple[Scan, np.ndarray]:
+    """The scan and its brain mask with a field of view that ends ``CUT_MM`` below the top of the brain."""
+    voxels, affine = canonical(scan.voxels, scan.affine)
+    mask = canonical(mask, scan.affine)[0]
+    levels = int(np.flatnonzero(mask.any(axis=(0, 1)))[-1] + 1 - CUT_MM / np.linalg.norm(affine[:3, 2]))
+    return replace(scan, voxels=voxels[:, :, :levels], affine=affine), mask[:, :, :levels]
+
+
+def turned(scan: Scan, mask: np.ndarray) -> tuple[Scan, np.ndarray]:
+    """The scan and its brain mask turned by ``TURNED`` about the middle of its grid, on voxels of 1.2 mm."""
+    middle = (scan.affine @ [*((np.array(scan.shape) - 1) / 2), 1.0])[:3]
+    world, affine, shape = np.eye(4), np.diag([1.2, 1.2, 1.2, 1.0]), (220, 220, 220)
+    world[:3, :3] = Rotation.from_rotvec(TURNED, degrees=True).as_matrix()
+    world[:3, 3] = middle - world[:3, :3] @ middle
+    affine[:3, 3] = middle - 1.2 * (np.array(shape) - 1) / 2
+    voxels, share = (
+        resample(values.astype(np.float32), scan.affine, shape, affine, order=1, world=world, antialias=True)
+        for values in (scan.voxels, mask)
+    )
+    return replace(scan, voxels=voxels, affine=affine), share >= 0.5
+
+
+def mask_row(scan: Scan, truth: np.ndarray, source: str, view: str = "whole") -> dict[str, object]:
     """Dice, volumes and seconds of the brain mask of one scan."""
     voxels, affine = canonical(scan.voxels, scan.affine)
     started = time.perf_counter()
@@ -77,6 +104,7 @@ def mask_row(scan: Scan, truth: np.ndarray, source: str) -> dict[str, object]:
         "source": source,
         "scan": scan.stem,
         "contrast": scan.contrast,
+        "view": view,
         "dice": round(dice(found.mask, truth), 4),
         "mask_ml": round(float(found.mask.sum() * scan.voxel_ml), 1),
         "reference_ml": round(float(truth.sum() * scan.voxel_ml), 1),
@@ -87,11 +115,15 @@ def mask_row(scan: Scan, truth: np.ndarray, source: str) -> dict[str, object]:
 
 
 def mask_rows(data: Path, maps: Path) -> list[dict[str, object]]:
-    """Brain masks of the whole heads of split ``test`` and of synthesised heads."""
+    """Brain masks of the whole heads of split ``test``, as they are, cut and turned, and of synthesised heads."""
     rows = []
     for entry in whole_heads(select(read_cohort(ROOT / "Resources" / "Splits" / "t1w.csv", data), split="test")):
         scan = read_scan(entry.scan, entry.contrast)
-        rows.append(mask_row(scan, read_mask(entry.brain_mask, scan), entry.site))
+        mask = read_mask(entry.brain_mask, scan)
+        rows.append(mask_row(scan, mask, entry.site))
+        rows.append(mask_row(*vertex_cut(scan, mask), entry.site, "vertex cut"))
+        rows.append(mask_row(*turned(scan, mask), entry.site, "turned"))
+    rows.sort(key=lambda row: ("whole", "vertex cut", "turned").index(str(row["view"])))
     rows += [mask_row(*synthetic_head(maps, number), "synthetic") for number in range(12)]
     return rows
 

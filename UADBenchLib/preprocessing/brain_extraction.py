@@ -9,6 +9,7 @@ of view); doubt is said, never passed over.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,18 +33,25 @@ WORK_MM = 2.0
 """Edge of the grid that the network works on."""
 
 STEP = 16
-"""The sides of that grid are multiples of this."""
+"""Its sides are multiples of this when the network sees it."""
 
-AIR, AIR_MM = 0.05, 24.0
+AIR, AIR_MM = 0.05, 20.0
 """What is darker than the first, of the head's brightest, may be air; the network is shown the second around a head."""
+
+BEYOND_MM = 12.0
+"""Where the field of view cuts a head, the network is shown its last slice again for this far. What ends at the border
+looks like the end of the brain to it, and what goes on for much longer like no brain at all."""
 
 SIZES = ("widths", "stem", "border", "layers")
 """What ``build_network`` takes, by the names that the metadata have."""
 
 CERTAIN, DOUBTFUL = 0.7, 0.55
 """Certainty is 1 less the volume with probabilities between 0.1 and 0.9 as a share of the mask's. Good outlines
-reach 0.7 to 0.8, since a border of a voxel is always doubtful; noise without a head reaches 0.4. Below the first a
-warning is given, below the second the mask is refused."""
+reach 0.7 to 0.8, since a border of a voxel is always doubtful; noise without a head reaches 0.4. Below the first the
+head is turned, and a warning is given if that does not help; below the second there is no head."""
+
+TURN = 20.0
+"""By how many degrees a head is turned that may lie askew: in training heads were turned by up to 18."""
 
 BRIGHT_RIM, BRIGHT_RIM_ML, RIM_MM = 1.1, 3.0, 8.0
 """Where grey and white matter are bright (T1w, FLAIR), no healthy tissue in the rim, as thick as the last says, is
@@ -100,8 +108,7 @@ def find_brain(
     if stripped is not None:
         return BrainMask(stripped, "already extracted", _volume_checks(stripped.sum() * voxel_ml))
     work, grid = to_work_grid(voxels, affine)
-    probability = brain_probability(work, check=check)
-    near, certainty = _one_piece(probability)
+    probability, near, certainty = _outline(work, check=check)
     volume = (near & (probability > 0.5)).sum() * WORK_MM**3 / 1000.0
     if volume < SMALLEST_BRAIN_ML / 2 or certainty < DOUBTFUL:
         raise InputError(
@@ -135,6 +142,30 @@ def extracted_already(voxels: np.ndarray, voxel_ml: float) -> np.ndarray | None:
     return binary_fill_holes(largest)
 
 
+def _outline(work: np.ndarray, *, check: Callable[[], None] | None = None) -> tuple[np.ndarray, np.ndarray, float]:
+    """How probably each voxel of a head on the work grid is brain, and what ``_one_piece`` says of that. Where it is
+    uncertain a head may lie askew: it is turned about one axis after the other, and what makes it more certain stays.
+    """
+    from scipy.spatial.transform import Rotation
+
+    probability = brain_probability(work, check=check)
+    best = (probability, *_one_piece(probability))
+    turn, upright = np.eye(3), np.eye(4)
+    wide = np.array(work.shape) + STEP  # so that a head that fills the work grid stays in the turned one
+    for axis, degrees in itertools.product("xyz", (TURN, -TURN)):
+        if not DOUBTFUL <= best[2] < CERTAIN:  # of many views of what is no head, one might pass for a brain
+            break
+        further = np.eye(4)  # from an index of the turned grid to one of the work grid
+        further[:3, :3] = turn @ Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
+        further[:3, 3] = (np.array(work.shape) - 1) / 2 - further[:3, :3] @ ((wide - 1) / 2)
+        seen = brain_probability(resample(work, upright, tuple(wide), further, order=1), check=check)
+        probability = resample(seen, further, work.shape, upright, order=1)
+        outline = (probability, *_one_piece(probability))
+        if outline[2] > best[2]:
+            best, turn = outline, further[:3, :3]
+    return best
+
+
 def brain_probability(work: np.ndarray, *, check: Callable[[], None] | None = None) -> np.ndarray:
     """Return how probably each voxel of a head on the work grid (``to_work_grid``) is brain, float32 in [0, 1].
 
@@ -146,35 +177,57 @@ def brain_probability(work: np.ndarray, *, check: Callable[[], None] | None = No
     check = check or no_check
     network = _network()
     check()
-    head = _head_box(work)
-    sides = work[head].shape
-    seen = np.pad(work[head], [(0, -side % STEP) for side in sides])
+    frame = frame_of(work)
     # A forward pass takes a second or two: look between its blocks whether somebody wants to stop.
     hooks = [module.register_forward_pre_hook(lambda *_: check()) for module in network.modules()]
     try:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=_bfloat16()):
-            image = torch.from_numpy(seen)[None, None]
+            image = torch.from_numpy(frame.show(work))[None, None]
             # Heads are nearly symmetric: the mirror image is a second opinion at no cost in training.
             logits = network(image).float() + network(image.flip(2)).float().flip(2)
     finally:
         for hook in hooks:
             hook.remove()
-    probability = np.zeros_like(work)
-    probability[head] = torch.sigmoid(logits / 2)[0, 0].numpy()[tuple(slice(side) for side in sides)]
-    return probability
+    return frame.back(torch.sigmoid(logits / 2)[0, 0].numpy(), work)
 
 
-def _head_box(work: np.ndarray) -> tuple[slice, slice, slice]:
+@dataclass(frozen=True)
+class Frame:
+    """What the network is shown of a head on the work grid: a box of it, and by how many voxels each side of that is
+    continued with its last slice."""
+
+    box: tuple[slice, ...]
+    pads: tuple[tuple[int, int], ...]
+
+    def show(self, volume: np.ndarray) -> np.ndarray:
+        """The part of a volume on the work grid that is shown, its sides multiples of ``STEP``."""
+        seen = np.pad(volume[self.box], self.pads, mode="edge")
+        return np.pad(seen, [(0, -side % STEP) for side in seen.shape])
+
+    def back(self, seen: np.ndarray, work: np.ndarray) -> np.ndarray:
+        """What was made of ``show(work)``, on the work grid; 0 where nothing was shown."""
+        result = np.zeros_like(work)
+        place = tuple(slice(first, first + n) for (first, _), n in zip(self.pads, result[self.box].shape, strict=True))
+        result[self.box] = seen[place]
+        return result
+
+
+def frame_of(work: np.ndarray) -> Frame:
     """The box around the largest thing in a head on the work grid, with ``AIR_MM`` on each side where there is that
-    much."""
+    much, and continued by ``BEYOND_MM`` where the field of view cuts it. Below it is not: the network knows heads that
+    end at the neck."""
     from scipy.ndimage import binary_opening, find_objects, label
 
     parts, count = label(binary_opening(work > AIR))
     if count == 0:
-        return (slice(None),) * 3
-    box = find_objects(parts)[int(np.bincount(parts.ravel())[1:].argmax())]
-    margin = round(AIR_MM / WORK_MM)
-    return tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
+        return Frame((slice(None),) * 3, ((0, 0),) * 3)
+    head = find_objects(parts)[int(np.bincount(parts.ravel())[1:].argmax())]
+    air, beyond = round(AIR_MM / WORK_MM), round(BEYOND_MM / WORK_MM)
+    box, pads = [], []
+    for axis, (side, n) in enumerate(zip(head, work.shape, strict=True)):
+        box.append(slice(max(0, side.start - air), min(n, side.stop + air)))
+        pads.append((beyond if side.start == 0 and axis < 2 else 0, beyond if side.stop == n else 0))
+    return Frame(tuple(box), tuple(pads))
 
 
 def to_work_grid(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -183,18 +236,19 @@ def to_work_grid(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np
     Returns
     -------
     (numpy.ndarray, numpy.ndarray)
-        float32 in [0, 1] (the lowest value to 0, the 99.5th percentile of what lies above the mean to 1), sides
-        multiples of ``STEP``; and the affine.
+        float32 in [0, 1] (the lowest value to 0, the 99.5th percentile of what lies above the mean to 1), which covers
+        the field of view and no more than a voxel beyond; and the affine.
     """
     edges = np.linalg.norm(affine[:3, :3], axis=0)
-    wanted = np.array(voxels.shape) * edges / WORK_MM
-    shape = tuple(int(STEP * np.ceil(n / STEP)) for n in wanted)
+    shape = tuple(int(np.ceil(n - 1e-3)) for n in np.array(voxels.shape) * edges / WORK_MM)
     grid = affine.copy()
     grid[:3, :3] = affine[:3, :3] / edges * WORK_MM
     middle = affine @ [*((np.array(voxels.shape) - 1) / 2), 1.0]
     grid[:3, 3] = middle[:3] - grid[:3, :3] @ ((np.array(shape) - 1) / 2)
-    low = float(voxels.min())
-    work = resample(voxels - low, affine, shape, grid, order=1, antialias=True)
+    # With a margin of a voxel around the scan: what lies outside counts as 0 and would darken the border.
+    margin = affine.copy()
+    margin[:3, 3] -= affine[:3, :3].sum(axis=1)
+    work = resample(np.pad(voxels, 1, mode="edge"), margin, shape, grid, order=1, antialias=True) - float(voxels.min())
     above = work[work > work.mean()]
     high = float(np.percentile(above, 99.5)) if above.size else 1.0
     return np.clip(work / max(high, 1e-6), 0, 1).astype(np.float32), grid

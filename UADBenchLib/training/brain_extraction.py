@@ -33,7 +33,7 @@ from UADBenchLib.geometry import canonical, resample
 from UADBenchLib.inference.device import autocast
 from UADBenchLib.networks.outline import OutlineNet
 from UADBenchLib.networks.unet import fold
-from UADBenchLib.preprocessing.brain_extraction import SIZES, STEP, WORK_MM, build_network, to_work_grid
+from UADBenchLib.preprocessing.brain_extraction import SIZES, STEP, WORK_MM, build_network, frame_of, to_work_grid
 from UADBenchLib.reading import read_mask, read_scan
 from UADBenchLib.scan import CONTRASTS, Progress
 from UADBenchLib.synthesis.anatomy import (
@@ -128,7 +128,8 @@ class HeadStream(IterableDataset):
             voxels = voxels * _grown(mask, int(rng.integers(0, 4)))
         work, grid = to_work_grid(voxels, affine)
         target = resample(mask.astype(np.float32), affine, work.shape, grid, order=1)
-        work, target = _window(work, target, rng)
+        frame = frame_of(work)
+        work, target = _window(frame.show(work), frame.show(target), rng)
         return torch.from_numpy(work)[None], torch.from_numpy(target)[None]
 
 
