@@ -59,6 +59,7 @@ def test_the_page_shows_commands() -> None:
         assert sum(part in command for command in commands(PAGE)) == 1
 
 
+@pytest.mark.slow
 def test_heads(folder: Path) -> None:
     shown = commands(PAGE)
     for command in (c for c in shown if "--plan" in c):

@@ -246,11 +246,10 @@ class TestRegistry:
             create_method(*arguments)
         assert refusal.value.code == code
 
-    @pytest.mark.parametrize("preset", ["compact", "paper"])
-    @pytest.mark.parametrize("name", list_methods())
+    @pytest.mark.parametrize(
+        ("name", "preset"), [(name, preset) for name in list_methods() for preset in method_class(name).presets]
+    )
     def test_what_changes_a_preset_can_be_told_and_read_again(self, name: str, preset: str) -> None:
-        if preset not in method_class(name).presets:
-            preset = "compact"
         config = asdict(method_class(name).presets[preset].config)
         assert configuration_changes(name, preset, config) == [] and changed_configuration(name, preset, []) == config
         for option, value in config.items():
