@@ -129,8 +129,10 @@ def mask_rows(data: Path, maps: Path) -> list[dict[str, object]]:
 
 
 def seconds_rows(data: Path, maps: Path) -> list[dict[str, object]]:
-    """Seconds of every stage for a synthesised 1 mm head and for the raw heads of the data folder."""
-    scans = [synthetic_head(maps, 4)[0]]  # which has 1 mm voxels
+    """Seconds of every stage for a synthesised head of 1 mm, a real one of about that, and the raw heads of the data
+    folder."""
+    real = whole_heads(select(read_cohort(ROOT / "Resources" / "Splits" / "t1w.csv", data), split="test"))[0]
+    scans = [synthetic_head(maps, 4)[0], read_scan(real.scan, real.contrast)]
     for path in sorted(data.glob("heads/*/anat/*_*.nii.gz")) + sorted(
         data.glob("ms-ljubljana/sub-patient12/ses-1/anat/*.nii.gz")
     ):
