@@ -40,7 +40,7 @@ AIR, AIR_MM = 0.05, 20.0
 
 BEYOND_MM = 12.0
 """Where the field of view cuts a head, the network is shown its last slice again for this far. What ends at the border
-looks like the end of the brain to it, and what goes on for much longer like no brain at all."""
+looks like the end of the brain to it; where the head goes on for longer, masks run into the skull."""
 
 SIZES = ("widths", "stem", "border", "layers")
 """What ``build_network`` takes, by the names that the metadata have."""
